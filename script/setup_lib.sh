@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# What basic_env_setup.sh and vllm_env_setup.sh share: choosing or making an environment, and installing into it.
+set -euo pipefail
+
+say() { printf '%s\n' "$*" >&2; }
+fail() {
+    say "$(basename "$0"): $*"
+    exit 1
+}
+is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }
+
+# Candidates are tried by running them: a command of that name may be a shim with no interpreter behind it.
+find_python() {
+    local candidate candidates="${PYTHON:-python3.12 python3.11 python3}"
+    for candidate in $candidates; do
+        if is_supported "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "found no Python 3.11 or 3.12 (tried: $candidates). Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
+}
+
+# What the set-up left in environment $1: "basic ...", "vllm ..." or nothing.
+stamp_of() { if [[ -f "$1/.scorers-setup" ]]; then cat "$1/.scorers-setup"; fi; }
+
+active_environment() {
+    if [[ -n "${VIRTUAL_ENV:-}" ]]; then
+        echo "$VIRTUAL_ENV"
+    elif [[ "${CONDA_DEFAULT_ENV:-}" != base ]]; then
+        echo "${CONDA_PREFIX:-}"
+    fi
+}
+
+# Makes the environment $1 unless a working one is there.
+make_environment() {
+    if ! is_supported "$1/bin/python"; then
+        local python
+        python="$(find_python)"
+        say "Making $1 with $python"
+        "$python" -m venv --clear "$1"
+    fi
+}
+
+require_supported() {
+    is_supported "$1/bin/python" ||
+        fail "the active environment $1 has no Python 3.11 or 3.12. Deactivate it (then one is made in the project folder), or activate another."
+}
+
+pip_install() {
+    PYTHONUNBUFFERED=1 "$1/bin/python" -m pip install --disable-pip-version-check --root-user-action=ignore --progress-bar off "${@:2}"
+}
+
+# Turns what pip prints (standard input) into a line per 25 packages.
+show_progress() {
+    awk '/^(Collecting|Requirement already satisfied)/ && ++n % 25 == 0 { print "  " n " packages looked up"; fflush() }
+         /^Installing collected packages/ { print "  unpacking ... (up to two minutes)"; fflush() }' >&2
+}
+
+# pip's last words from the log $1, without its remarks on mirrors that lack a package.
+show_failure() { grep -v '^WARNING' "$1" | tail -n 15 >&2; }

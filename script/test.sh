@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Everything that CI runs: lint, format, types, tests. Arguments go to pytest:  bash script/test.sh -m "not slow" -x
+set -euo pipefail
+started=$SECONDS
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$SCORERS_ROOT"
+
+current="set-up"
+finish() {
+    local code=$?
+    ((code == 0)) && printf '\nAll green in %d s\n' $((SECONDS - started)) ||
+        printf '\n%s failed (exit code %d) after %d s\n' "$current" "$code" $((SECONDS - started)) >&2
+    exit "$code"
+}
+trap finish EXIT
+
+step() {
+    current="$*"
+    printf '\n== %s\n' "$current"
+    "$@"
+}
+
+step ruff check .
+step ruff format --check .
+step mypy
+step pytest "$@"

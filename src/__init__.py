@@ -1,0 +1,1 @@
+"""ScoreRS: learn a quality score for remote-sensing image-text pairs, and curate data with it."""

@@ -1,0 +1,109 @@
+"""The one place where a pair becomes chat text, for training, scoring, best-of-N and the server alike.
+
+Two templates, by name:
+
+* ``answer``: user turn with image(s) and question, assistant turn with the text to be scored. This is what the score
+  model is trained on; a caption is the answer to an empty question.
+* ``published_readme``: the published README's form, image(s) and caption in the user turn and an open assistant turn.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from src.errors import RecordError
+
+Template = Literal["answer", "published_readme"]
+TEMPLATES: tuple[Template, ...] = ("answer", "published_readme")
+IMAGE = "<image>"
+# Tokens that stand for image features: written out in a text they would claim features that do not exist.
+RESERVED = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+
+Message = dict[str, Any]
+
+
+def pair_messages(images: Sequence[Any], text: str, question: str = "", template: Template = "answer") -> list[Message]:
+    """Return the chat messages in which ``text`` is scored as a caption of, or an answer about, ``images``.
+
+    Args:
+        images: any objects; they are carried through as the ``image`` of a content part, in order.
+        text: caption or answer, not empty.
+        question: may hold one ``<image>`` per image to say where it goes; without any, images come first.
+        template: see the module.
+
+    Raises:
+        RecordError: ``empty_text``, ``reserved_token``, or ``bad_record`` if placeholders and images differ in number.
+    """
+    if template not in TEMPLATES:
+        raise ValueError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
+    if not text.strip():
+        raise RecordError("empty_text", "the text to be scored is empty")
+    _check_reserved(text)
+    user = _user_content(question, list(images))
+    if template == "answer":
+        return [{"role": "user", "content": user}, {"role": "assistant", "content": [_text(text)]}]
+    said = [part for part in user if part["type"] == "image" or part["text"]]
+    return [{"role": "user", "content": [*said, _text(text)]}]
+
+
+def turn_messages(turns: Sequence[dict[str, str]], images: Sequence[Any]) -> list[Message]:
+    """Return the chat messages of a conversation; the last assistant turn is what its score is about.
+
+    Args:
+        turns: ``{"role": "system" | "user" | "assistant", "content": str}``; user turns may hold ``<image>``
+            placeholders, kept where they are. Without any placeholder, all images open the first user turn.
+        images: in order of their placeholders over the whole conversation.
+
+    Raises:
+        RecordError: ``empty_text`` (no assistant turn, or an empty last one), ``reserved_token``, or ``bad_record``.
+    """
+    if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
+        raise RecordError("empty_text", "the conversation does not end with an answer to be scored")
+    wanted = sum(turn["content"].count(IMAGE) for turn in turns if turn["role"] == "user")
+    if wanted not in (0, len(images)):
+        raise RecordError("bad_record", f"{wanted} {IMAGE} placeholders for {len(images)} images")
+    left, messages = list(images), []
+    for turn in turns:
+        if turn["role"] == "user":
+            share = turn["content"].count(IMAGE) if wanted else len(left)
+            messages.append({"role": "user", "content": _user_content(turn["content"], left[:share])})
+            left = left[share:]
+        else:
+            _check_reserved(turn["content"])
+            messages.append({"role": turn["role"], "content": [_text(turn["content"])]})
+    if left:
+        raise RecordError("bad_record", f"{len(left)} images but no user turn to show them in")
+    return messages
+
+
+def render(tokenizer: Any, messages: list[Message], template: Template = "answer") -> str:
+    """Return the prompt text, one ``<|image_pad|>`` per image, by the checkpoint's own chat template."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=template == "published_readme")
+
+
+def _user_content(text: str, images: list[Any]) -> list[Message]:
+    _check_reserved(text)
+    pieces = text.split(IMAGE)
+    if len(pieces) == 1:
+        pieces = [*[""] * len(images), text]
+    if len(pieces) - 1 != len(images):
+        raise RecordError("bad_record", f"{len(pieces) - 1} {IMAGE} placeholders for {len(images)} images")
+    content = [_text(pieces[0])] if pieces[0] else []
+    for image, piece in zip(images, pieces[1:], strict=True):
+        # The newline that data sets write after a placeholder separates it from the text and is not part of it.
+        content += [_image(image), _text(piece.removeprefix("\n"))]
+    parts = [part for part in content if part["type"] == "image" or part["text"]]
+    return parts if parts and parts[-1]["type"] == "text" else [*parts, _text("")]
+
+
+def _image(image: Any) -> Message:
+    return {"type": "image", "image": image}
+
+
+def _text(text: str) -> Message:
+    return {"type": "text", "text": text}
+
+
+def _check_reserved(text: str) -> None:
+    for token in RESERVED:
+        if token in text:
+            raise RecordError("reserved_token", f"the text contains {token}, which stands for image features")

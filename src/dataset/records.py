@@ -1,0 +1,162 @@
+"""Records of a data set: images with captions or a conversation, read in a stream from any supported format.
+
+Caption tables are CSV, TSV, Parquet, and JSON or JSONL whose objects have the image and text columns. JSON and JSONL
+whose objects have ``messages`` or ``conversations`` are ShareGPT conversations, unless ``text_column`` was set.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from src.dataset import fields, rows
+from src.dataset.fields import Turn
+from src.dataset.ids import UniqueIds
+from src.dataset.images import ImageSource
+from src.dataset.rows import Row
+from src.dataset.spec import DataSpec, Layout, inspect, resolve_root
+from src.dataset.writers import write_subset
+from src.errors import RecordError
+
+__all__ = [
+    "DataSpec",
+    "Record",
+    "Turn",
+    "count_records",
+    "input_fingerprint",
+    "read_records",
+    "resolve_root",
+    "write_subset",
+]
+
+_WHOLE_BYTES = 2**28  # files up to this size are hashed whole, larger ones by 64 blocks of 1 MiB
+_BLOCK = 2**20
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a data set.
+
+    Attributes:
+        id: unique in the data set; ``<file name>:<row, 8 digits>`` when there is no id column or cell.
+        row: 0-based number of the row in the input, unreadable ones counted.
+        images: paths as given (ShareGPT without an image root: joined to the data file's folder), bytes, or
+            ``{bytes, path}``.
+        texts: the captions; a blank one is ``""``, which is an error of its own (empty_text) among others that are
+            fine. Empty when ``turns`` is used.
+        turns: the conversation, with as many ``<image>`` as there are images.
+        question, source: ``""`` when not given.
+        error: why the record cannot be used (bad_record, empty_text, missing_image, duplicate_id); the other
+            fields then hold what could be read.
+    """
+
+    id: str
+    row: int
+    images: tuple[ImageSource, ...] = ()
+    texts: tuple[str, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    question: str = ""
+    source: str = ""
+    error: RecordError | None = None
+
+
+def count_records(spec: DataSpec) -> int:
+    """Number of rows, unusable ones included. Raises JobError as ``inspect``, or for a broken JSON list."""
+    return rows.count_rows(inspect(spec).path)
+
+
+def input_fingerprint(spec: DataSpec) -> dict[str, Any]:
+    """``{"name", "bytes", "blake2b"}`` of the data file, to notice that it has changed.
+
+    Files over 256 MiB are hashed by 64 evenly spaced blocks of 1 MiB, the first and last included.
+    """
+    path = Path(spec.path)
+    rows.table_suffix(path)
+    size = path.stat().st_size
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if size <= _WHOLE_BYTES:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        else:
+            for k in range(64):
+                file.seek((size - _BLOCK) * k // 63)
+                digest.update(file.read(_BLOCK))
+    return {"name": path.name, "bytes": size, "blake2b": digest.hexdigest()}
+
+
+def read_records(spec: DataSpec, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+    """Read the records of rows ``start`` to ``stop`` (excluded), the same ones whatever the range.
+
+    Memory does not depend on the size of the file, but for 8 bytes a row when ``id_column`` is given; the ids are
+    then read once before the first record. All formats but Parquet read on from the beginning of the file.
+
+    Raises:
+        JobError: at the call as ``inspect``; while reading when the rest of the file cannot be read.
+    """
+    layout = inspect(spec)
+    return _records(spec, layout, start, stop)
+
+
+def _records(spec: DataSpec, layout: Layout, start: int, stop: int | None) -> Iterator[Record]:
+    ids = UniqueIds(_ids(spec, layout.path))
+    if not ids.all_differ:
+        for name in islice(_ids(spec, layout.path), start):
+            ids.claim(name)
+    columns = [layout.image_column, spec.text_column, spec.id_column, spec.source_column, spec.question_column]
+    used = list(dict.fromkeys(column for column in columns if column is not None))
+    count = None if stop is None else max(0, stop - start)
+    for row, values in enumerate(islice(rows.iter_rows(layout.path, used, start), count), start):
+        name, error = _id(values, spec), None
+        if name and ids.claim(name):
+            error = RecordError("duplicate_id", f"an earlier row has the id {name!r}")
+            name = ids.unused(f"{name}@row{row}", f"@row{row}")
+        elif not name:
+            if spec.id_column is not None:
+                error = RecordError("bad_record", f"no usable id in column {spec.id_column!r}")
+            name = ids.unused(f"{layout.path.name}:{row:08d}", f"@row{row}")
+        parts, problem = _parts(values, spec, layout)
+        yield Record(name, row, **parts, error=error or problem)
+
+
+def _ids(spec: DataSpec, path: Path) -> Iterator[str]:
+    if spec.id_column is None:
+        return iter(())
+    return (_id(values, spec) for values in rows.iter_rows(path, [spec.id_column]))
+
+
+def _id(values: Row, spec: DataSpec) -> str:
+    try:
+        return _label(values, spec.id_column)
+    except RecordError:
+        return ""
+
+
+def _label(values: Row, column: str | None) -> str:
+    return fields.label(values.get(column), column) if column is not None and isinstance(values, dict) else ""
+
+
+def _parts(values: Row, spec: DataSpec, layout: Layout) -> tuple[dict[str, Any], RecordError | None]:
+    """What could be read of a record, and the error at which reading it ended."""
+    if isinstance(values, RecordError):
+        return {}, values
+    parts: dict[str, Any] = {}
+    try:
+        parts["source"] = _label(values, spec.source_column)
+        if layout.conversations:
+            folder = layout.path.parent if spec.image_root is None else None
+            parts["images"] = fields.images(values.get("images", values.get("image")), folder)
+            parts["turns"] = fields.conversation(values, len(parts["images"]))
+        else:
+            parts["question"] = _label(values, spec.question_column)
+            parts["texts"] = fields.captions(values.get(spec.text_column))
+            parts["images"] = fields.images(values.get(layout.image_column))
+            if not parts["images"]:
+                raise RecordError("missing_image", f"no image in column {layout.image_column!r}")
+            if not any(parts["texts"]):
+                raise RecordError("empty_text", f"no text in column {spec.text_column!r}")
+    except RecordError as error:
+        return parts, error
+    return parts, None

@@ -1,0 +1,32 @@
+"""The training objective of the score model, as functions of scores alone."""
+
+import torch
+from torch import Tensor
+
+
+def ranking_loss(scores: Tensor) -> Tensor:
+    """Return the Plackett-Luce negative log-likelihood of the given order, one value per group.
+
+    ``sum_i -log( exp(s_i) / sum_{j >= i} exp(s_j) )`` (Plackett 1975), by a running log-sum-exp in float32, so that
+    it is finite for any finite gap. For K = 2 it is ``-logsigmoid(s_chosen - s_rejected)``.
+
+    Args:
+        scores: ``(groups, K)``, each row best first.
+
+    Returns:
+        ``(groups,)`` float32, each >= 0.
+    """
+    s = scores.float()
+    tails = torch.logcumsumexp(s.flip(-1), dim=-1).flip(-1)
+    return (tails - s).sum(-1)
+
+
+def ranking_accuracy(scores: Tensor) -> Tensor:
+    """Return the share of pairs (i before j) with ``s_i > s_j``, one value in 0..1 per group; a tie counts as wrong.
+
+    Args:
+        scores: ``(groups, K)`` with K >= 2, each row best first.
+    """
+    k = scores.shape[-1]
+    better, worse = torch.triu_indices(k, k, offset=1, device=scores.device)
+    return (scores[..., better] > scores[..., worse]).float().mean(-1)
