@@ -8,15 +8,12 @@ Data sets of different seeds share no scene. A second run with the same argument
 import argparse
 import csv
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from src.dataset.scene_facts import Facts
 from src.dataset.scene_kinds import KINDS
@@ -33,15 +30,19 @@ def words(facts: Facts, seed: int, clean: bool, wordings: int) -> list[tuple[str
     return [corrupt(facts, rng) for _ in range(wordings)]
 
 
-def contact_sheet(size: int, seed: int, across: int = 6) -> Image.Image:
-    """Every kind in a row of its own, `across` times, under its name."""
-    step = size + 4
-    sheet = Image.new("RGB", (across * step, len(KINDS) * (step + 14)), "white")
+def contact_sheet(size: int, seed: int, side: int = 168) -> Image.Image:
+    """Two scenes of every kind, shrunk to `side` px, five kinds a row under their names."""
+    step = side + 6
+    rows = -(-len(KINDS) // 5)
+    sheet = Image.new("RGB", (10 * step + 6, rows * (step + 20) + 6), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, kind in enumerate(KINDS):
-        draw.text((2, row * (step + 14)), kind, fill="black")
-        for column, scene_seed in enumerate(scene_seeds(seed, across)):
-            sheet.paste(make_scene(scene_seed + row, kind, size).image, (column * step, row * (step + 14) + 14))
+    for index, kind in enumerate(KINDS):
+        x, y = 6 + index % 5 * 2 * step, 6 + index // 5 * (step + 20)
+        draw.text((x, y), kind, fill="black")
+        for column in range(2):
+            scene = make_scene(scene_seeds(seed, 1)[0] + 10 * index + column, kind, size)
+            shrunk = scene.image.resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(shrunk, (x + column * step, y + 16))
     return sheet
 
 

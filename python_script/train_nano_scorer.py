@@ -7,14 +7,11 @@ Needs a captioned data set with classes (the shipped model saw RSICD/AID train);
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import AutoProcessor, TrainingArguments, set_seed
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.config import MISSING, run_program
 from src.dataset.collate import PairEncoder
@@ -44,6 +41,8 @@ class Stage:
     weight_decay: float = 0.05
     warmup_steps: int = 30
     real_share: float = 0.6
+    rejected: int = 7
+    pooled_weight: float = 0.5
 
 
 @dataclass
@@ -84,7 +83,7 @@ def main(config: NanoConfig) -> None:
     if config.preference.steps:
         data = _draws("preference", config, config.preference, real, scenes)
         val = {
-            "real": NanoData("preference", 1000, 7, *held, real_share=1, same_class=0, augment=False),
+            "real": NanoData("preference", 1000, 7, *held, real_share=1, same_class=0, clean_only=True, augment=False),
             "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8),
         }
         trainer = RewardTrainer(
@@ -94,6 +93,8 @@ def main(config: NanoConfig) -> None:
             data,
             val,
             compute_metrics=ranking_metrics,
+            processing_class=processor,
+            pooled_weight=config.preference.pooled_weight,
         )
         trainer.train()
         metrics = {name: trainer.evaluate(held_out, metric_key_prefix=name) for name, held_out in val.items()}
@@ -104,7 +105,9 @@ def main(config: NanoConfig) -> None:
 
 
 def _draws(task, config: NanoConfig, stage: Stage, real: RealImages, scenes: SceneImages) -> NanoData:
-    return NanoData(task, stage.steps * stage.batch_size, config.seed, real, scenes, stage.real_share)
+    return NanoData(
+        task, stage.steps * stage.batch_size, config.seed, real, scenes, stage.real_share, rejected=stage.rejected
+    )
 
 
 def _arguments(config: NanoConfig, stage: Stage, folder: Path) -> TrainingArguments:
@@ -121,7 +124,7 @@ def _arguments(config: NanoConfig, stage: Stage, folder: Path) -> TrainingArgume
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
         eval_strategy="steps" if folder.name == "preference" else "no",
-        eval_steps=max(1, stage.steps // 8),
+        eval_steps=max(1, stage.steps // 5),
         logging_steps=10,
         save_strategy="steps",
         save_steps=200,

@@ -8,7 +8,8 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,11 +59,18 @@ def run_program(
     if {"-h", "--help"} & set(args):
         print(help_text(main, schema, default_config))
         return
-    try:
+    with exit_on_job_error():
         paths = [arg for arg in args if "=" not in arg]
         if len(paths) > 1 or any(path.startswith("-") for path in paths):
             raise JobError(f"give one config file and key=value pairs, not {' '.join(paths)} (see --help)")
         main(load_config(schema, paths[0] if paths else default_config, [arg for arg in args if "=" in arg]))
+
+
+@contextmanager
+def exit_on_job_error() -> Iterator[None]:
+    """Turn a ``JobError`` into one line on stderr and exit status 2."""
+    try:
+        yield
     except JobError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

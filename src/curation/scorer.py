@@ -14,7 +14,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from src.curation.batching import score_rows
 from src.dataset.collate import EncodedImage, Pair, PairEncoder, pair_images
 from src.dataset.images import ImageLimits, image_key
 from src.errors import JobError, RecordError
+from src.model.checkpoint import locate
 from src.model.qwen_reward import Qwen2Reward
 
-NANO = Path(__file__).resolve().parents[2] / "assets" / "nano" / "scorer"
+NANO = "assets/nano/scorer"
 WINDOW = 256
 
 
@@ -92,25 +93,27 @@ class Scorer:
         Raises:
             JobError: no such model, or it cannot be used as a score model.
         """
+        path = locate(path)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        model = Qwen2Reward.from_pretrained(
-            str(path), position_scheme=position_scheme, dtype=dtype, device_map={"": device}
-        )
+        model = Qwen2Reward.from_pretrained(path, position_scheme=position_scheme, dtype=dtype, device_map={"": device})
         try:
-            processor = AutoProcessor.from_pretrained(str(path))
+            processor = AutoProcessor.from_pretrained(path)
         except (OSError, ValueError) as error:
-            raise JobError(f"model {str(path)!r} has weights but no usable processor: {error}") from error
+            raise JobError(f"model {path!r} has weights but no usable processor: {error}") from error
         if not getattr(processor, "image_processor", None) or not processor.tokenizer.chat_template:
-            raise JobError(f"model {str(path)!r} lacks an image processor or a chat template")
+            raise JobError(f"model {path!r} lacks an image processor or a chat template")
         if max_pixels:
-            size = processor.image_processor.size
-            processor.image_processor.size = {**size, "longest_edge": max_pixels}
+            processor.image_processor.size = replace(processor.image_processor.size, longest_edge=max_pixels)
         root = Path(image_root) if image_root is not None else None
         encoder = PairEncoder(processor, template, root, limits or ImageLimits(), max_tokens)
         return cls(model, encoder, **options)
+
+    def rooted(self, image_root: Path | None) -> "Scorer":
+        """Return this scorer, sharing its model, with image paths relative to and kept under another folder."""
+        return Scorer(self.model, replace(self.encoder, image_root=image_root), self.token_budget, self.workers)
 
     def score(self, pairs: Iterable[Pair]) -> list[float]:
         """Return one score per pair, each > 0; higher is better.

@@ -81,6 +81,8 @@ class PairEncoder:
     def token_ids(self, prompts: Sequence[str]) -> list[list[int] | RecordError]:
         """Tokenise; a prompt longer than ``max_tokens`` becomes a RecordError ``text_too_long`` in its place."""
         # A byte-level tokeniser gives at least one token per 4 KiB or so, which spares it hopeless texts.
+        if not prompts:
+            return []
         rows: list[list[int] | RecordError] = []
         short = [prompt if len(prompt) <= 64 * self.max_tokens else "" for prompt in prompts]
         for prompt, ids in zip(prompts, self.processor.tokenizer(short)["input_ids"], strict=True):

@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "Turn",
     "count_records",
+    "file_fingerprint",
     "input_fingerprint",
     "read_records",
     "resolve_root",
@@ -68,12 +69,17 @@ def count_records(spec: DataSpec) -> int:
 
 
 def input_fingerprint(spec: DataSpec) -> dict[str, Any]:
-    """``{"name", "bytes", "blake2b"}`` of the data file, to notice that it has changed.
+    """``file_fingerprint`` of the data file. Raises JobError if there is no such file of a supported format."""
+    path = Path(spec.path)
+    rows.table_suffix(path)
+    return file_fingerprint(path)
+
+
+def file_fingerprint(path: Path) -> dict[str, Any]:
+    """``{"name", "bytes", "blake2b"}`` of a file, to notice that it has changed.
 
     Files over 256 MiB are hashed by 64 evenly spaced blocks of 1 MiB, the first and last included.
     """
-    path = Path(spec.path)
-    rows.table_suffix(path)
     size = path.stat().st_size
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:

@@ -44,6 +44,12 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 log = logging.getLogger(__name__)
 
 
+def locate(path: str | Path) -> str:
+    """Return a model path as it is, or below the project's root where only that exists (``assets/nano/scorer``)."""
+    below_root = Path(__file__).resolve().parents[2] / path
+    return str(below_root) if not Path(path).exists() and below_root.exists() else str(path)
+
+
 def checkpoint_keys(path: str | Path, **hub: str | bool | None) -> set[str]:
     """Return the weight names stored in a checkpoint, reading headers only where the format allows.
 

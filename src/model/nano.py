@@ -120,7 +120,4 @@ def nano_config(processor: Qwen2VLProcessor) -> Qwen2VLConfig:
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        position_scheme="mrope",
     )
-
-

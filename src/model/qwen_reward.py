@@ -22,9 +22,11 @@ from src.model.checkpoint import (
     checkpoint_keys,
     default_position_scheme,
     layout_of,
+    locate,
     refuse_if_incomplete,
     usable_attention,
 )
+from src.model.packing import packed_ends, packed_mask, packed_positions
 from src.model.ranking import ranking_accuracy, ranking_loss
 
 POSITION_SCHEMES = ("mrope", "sequential")
@@ -89,7 +91,7 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
         Raises:
             JobError: no such model; or a backbone weight (or a score model's head) is not in the checkpoint.
         """
-        path = pretrained_model_name_or_path
+        path = locate(pretrained_model_name_or_path)
         hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
         layout = layout_of(checkpoint_keys(path, **hub))
         config = kwargs.pop("config", None)
@@ -154,6 +156,7 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
         past_key_values: Cache | None = None,
         use_cache: bool | None = False,
         return_loss: bool | None = None,
+        segment_ids: Tensor | None = None,
         mm_token_type_ids: Tensor | None = None,  # noqa: ARG002  # the processor sends it; positions() derives it
         return_dict: bool = True,
         **kwargs: Any,
@@ -170,15 +173,22 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
             return_loss: True computes the ranking loss over groups of K consecutive rows, best first (K =
                 ``config.ranked_candidate_num``); False does not; None does if rows come in whole groups of K > 1.
 
+            segment_ids: ``(rows, length)``, if each row packs several answers (see :mod:`src.model.packing`); then
+                ``values`` are row after row, answer after answer, and ``attention_mask`` is not used.
+
         Raises:
             ValueError: ``return_loss=True`` and rows are not a multiple of K; or image tokens and features differ.
         """
         rows, length = input_ids.shape
-        if attention_mask is None:
+        if segment_ids is not None:
+            attention_mask = (segment_ids == 0).long()
+        elif attention_mask is None:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0
             attention_mask = input_ids.new_ones(rows, cached + length)
         if position_ids is None:
             position_ids = self.positions(input_ids, attention_mask, image_grid_thw)
+        if segment_ids is not None:
+            position_ids = packed_positions(position_ids, segment_ids)
 
         inputs_embeds = self.model.get_input_embeddings()(input_ids)
         if image_embeds is None and pixel_values is not None:
@@ -190,16 +200,15 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
 
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=attention_mask if segment_ids is None else {"full_attention": packed_mask(segment_ids)},
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
         )
         hidden = outputs.last_hidden_state
-        own = attention_mask[:, -length:].bool()
-        last = torch.where(own, torch.arange(length, device=own.device), -1).max(-1).values
-        pooled = hidden[torch.arange(rows, device=hidden.device), last]
+        last = packed_ends(attention_mask[:, -length:] if segment_ids is None else segment_ids)
+        pooled = hidden[torch.arange(rows, device=hidden.device)[:, None], last].flatten(0, 1)
         values = nn.functional.softplus(self.reward_head(pooled).squeeze(-1).float())
 
         loss, accuracy = self._rank(values, return_loss)

@@ -21,6 +21,34 @@ def ranking_loss(scores: Tensor) -> Tensor:
     return (tails - s).sum(-1)
 
 
+def choice_loss(scores: Tensor) -> Tensor:
+    """Return the negative log-likelihood that the first of K is chosen, the others having no order among themselves.
+
+    ``-log( exp(s_1) / sum_j exp(s_j) )``: the first term of :func:`ranking_loss`, and all of it for K = 2.
+
+    Args:
+        scores: ``(groups, K)``, the chosen one first.
+
+    Returns:
+        ``(groups,)`` float32, each >= 0.
+    """
+    s = scores.float()
+    return torch.logsumexp(s, dim=-1) - s[:, 0]
+
+
+def pooled_loss(scores: Tensor) -> Tensor:
+    """Return the mean ``-logsigmoid(chosen - rejected)`` over every chosen and every rejected answer of a batch.
+
+    A group's own likelihood leaves each prompt an offset of its own; selection compares scores across a whole data set,
+    and this term makes them comparable. A scalar, float32.
+
+    Args:
+        scores: ``(groups, K)``, the chosen one first.
+    """
+    s = scores.float()
+    return torch.nn.functional.softplus(s[:, 1:].flatten()[None] - s[:, :1]).mean()
+
+
 def ranking_accuracy(scores: Tensor) -> Tensor:
     """Return the share of pairs (i before j) with ``s_i > s_j``, one value in 0..1 per group; a tie counts as wrong.
 

@@ -18,7 +18,7 @@ from src.model.qwen_reward import Qwen2Reward
 
 
 class ContrastiveModel(nn.Module):
-    """A score model's towers with a projection each and a learned temperature; the projections are thrown away later."""
+    """A score model's towers with a projection each and a learned temperature; only the towers are kept."""
 
     def __init__(self, backbone: Qwen2Reward, dim: int = 192):
         super().__init__()
@@ -89,7 +89,7 @@ class ContrastiveCollator:
 class ContrastiveTrainer(Trainer):
     """Trainer for :class:`ContrastiveModel`, which computes its own loss."""
 
-    def compute_loss(self, model, inputs, return_outputs=False, **_: Any):
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """InfoNCE of the batch."""
         output = model(**inputs)
         return (output["loss"], output) if return_outputs else output["loss"]

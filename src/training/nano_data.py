@@ -1,7 +1,7 @@
 """What the embedded model learns from: captioned real images and made scenes, as endless seeded draws.
 
-A data set here is a function of (seed, index) with as many indexes as the training asks for, so one "epoch" is one whole
-training, and any draw can be repeated.
+A data set here is a function of (seed, index) with as many indexes as the training asks for, so one "epoch" is one
+whole training, and any draw can be repeated.
 """
 
 from collections.abc import Sequence
@@ -87,6 +87,7 @@ class NanoData(Dataset):
         real_share: share of draws from real images, 0..1.
         same_class: of the rejected captions of a real image, the share taken from its own class, 0..1.
         rejected: wrong answers in a group.
+        clean_only: reject captions of other images only, no garbled, vague or off-topic text.
         augment: turn, flip and crop real images (captions of scenes say left and right, so these stay as they are).
     """
 
@@ -98,6 +99,7 @@ class NanoData(Dataset):
     real_share: float = 0.6
     same_class: float = 0.25
     rejected: int = 3
+    clean_only: bool = False
     augment: bool = True
 
     def __post_init__(self) -> None:
@@ -126,7 +128,7 @@ class NanoData(Dataset):
         return {**sample, "chosen": chosen, "rejected": [self._wrong(rng, i, chosen) for _ in range(self.rejected)]}
 
     def _wrong(self, rng: np.random.Generator, i: int, chosen: str) -> str:
-        kind = rng.random()
+        kind = 1.0 if self.clean_only else rng.random()
         if kind < 0.05:
             return garbled(chosen, rng)
         if kind < 0.075:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from src.dataset.collate import PairEncoder, pad_right
-from src.model.ranking import ranking_loss
+from src.dataset.collate import PairEncoder
+from src.model.packing import pack
+from src.model.ranking import choice_loss, pooled_loss
 
 
 @dataclass
@@ -17,13 +18,13 @@ class PreferenceCollator:
     """Turns preference groups into one batch, every image encoded once for all answers to it.
 
     A group is ``{"image": ImageSource, "question": str, "chosen": str, "rejected": [str, ...]}``; all groups of a batch
-    have the same number R of rejected answers. Rows are group after group, chosen first.
+    have the same number R of rejected answers. The prompt, its image included, is encoded once for all of them.
     """
 
     encoder: PairEncoder
 
     def __call__(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Return model inputs of ``groups * (1 + R)`` rows, with ``pixel_values`` and ``image_grid_thw`` per group."""
+        """Return model inputs with one packed row a group (see :mod:`src.model.packing`)."""
         images = [self.encoder.image(group["image"]) for group in groups]
         prompts = [
             self.encoder.prompt({"text": text, "question": group.get("question", "")}, [image])
@@ -34,23 +35,33 @@ class PreferenceCollator:
         for row in ids:
             if isinstance(row, Exception):
                 raise row
-        input_ids, mask = pad_right(ids, self.encoder.processor.tokenizer.pad_token_id)
+        size = len(ids) // len(groups)
+        packed = [ids[start : start + size] for start in range(0, len(ids), size)]
+        input_ids, segment_ids = pack(packed, self.encoder.processor.tokenizer.pad_token_id)
         return {
             "input_ids": input_ids,
-            "attention_mask": mask,
+            "segment_ids": segment_ids,
             "pixel_values": torch.cat([image.pixel_values for image in images]),
             "image_grid_thw": torch.tensor([image.grid for image in images]),
         }
 
 
 class RewardTrainer(Trainer):
-    """Trainer whose loss is the mean ``-logsigmoid(chosen - rejected)`` over all rejected answers of all groups."""
+    """Trainer whose loss is the likelihood of the chosen answer among all answers of its group.
 
-    def compute_loss(self, model, inputs, return_outputs=False, **_: Any):
+    Args:
+        pooled_weight: weight of :func:`src.model.ranking.pooled_loss`, which compares answers across prompts.
+        args, kwargs: as for :class:`transformers.Trainer`.
+    """
+
+    def __init__(self, *args: Any, pooled_weight: float = 0.0, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.pooled_weight = pooled_weight
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Loss of a batch from :class:`PreferenceCollator`; in evaluation also ``{"values": (groups, 1 + R)}``."""
-        scores = self._scores(model, inputs)
-        chosen = scores[:, :1].expand(-1, scores.shape[1] - 1)
-        loss = ranking_loss(torch.stack([chosen, scores[:, 1:]], dim=-1)).mean()
+        scores = model(**inputs, return_loss=False).values.view(len(inputs["input_ids"]), -1)
+        loss = choice_loss(scores).mean() + self.pooled_weight * pooled_loss(scores)
         return (loss, {"values": scores}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # noqa: ARG002
@@ -59,28 +70,14 @@ class RewardTrainer(Trainer):
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         return loss, outputs["values"], torch.zeros_like(outputs["values"])
 
-    @staticmethod
-    def _scores(model, inputs: Mapping[str, Tensor]) -> Tensor:
-        groups = len(inputs["image_grid_thw"])
-        answers = len(inputs["input_ids"]) // groups
-        features = model.encode_images(inputs["pixel_values"], inputs["image_grid_thw"])
-        shared = torch.cat([feature.repeat(answers, 1) for feature in features])
-        output = model(
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            image_grid_thw=inputs["image_grid_thw"].repeat_interleave(answers, 0),
-            image_embeds=shared,
-            return_loss=False,
-        )
-        return output.values.view(groups, answers)
-
 
 def ranking_metrics(evaluation) -> dict[str, float]:
-    """Accuracy (chosen above rejected, ties wrong), margin, and the range of scores, for ``compute_metrics``."""
+    """Accuracy in a group and over all groups (``auc``; ties wrong), margin, and range of scores."""
     scores = torch.as_tensor(evaluation.predictions)
     gap = scores[:, :1] - scores[:, 1:]
     return {
         "accuracy": (gap > 0).float().mean().item(),
+        "auc": (scores[:, :1] > scores[:, 1:].flatten()[None]).float().mean().item(),
         "margin": gap.mean().item(),
         "score_min": scores.min().item(),
         "score_mean": scores.mean().item(),

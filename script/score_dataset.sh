@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Scores a data set and keeps its best part. Hardware: anything; with no arguments, about a minute on two cores.
+#
+#   bash script/score_dataset.sh                                        # 1,000 made scenes, embedded model
+#   bash script/score_dataset.sh data.path=captions.csv output_dir=output/mine
+#   FRACTION=0.5 MODEL=PumpkinCat/ScoreRS bash script/score_dataset.sh data.path=... model.dtype=bfloat16
+#
+# Any key of config/score_dataset.yaml is an argument. Run it again to go on where it stopped.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+CONFIG="${CONFIG:-$SCORERS_ROOT/config/score_dataset.yaml}"
+MODEL="${MODEL:-assets/nano/scorer}"
+FRACTION="${FRACTION:-0.3}"
+OUTPUT_DIR="${OUTPUT_DIR:-output/score_dataset}"
+SCENES="output/scenes"
+
+data_given=
+for argument in "$@"; do
+    case "$argument" in
+        output_dir=*) OUTPUT_DIR="${argument#*=}" ;;
+        data.path=*) data_given=yes ;;
+    esac
+done
+
+# ---- data: made scenes, if no other was named -----------------------------------------------------------------------
+if [[ -z "$data_given" && ! -f "$SCENES/scenes.csv" ]]; then
+    python "$SCORERS_ROOT/python_script/make_scenes.py" --output "$SCENES" --count 1000 --seed 9 --corrupt 0.5
+fi
+
+# ---- score, then keep the best part ---------------------------------------------------------------------------------
+python "$SCORERS_ROOT/python_script/score_dataset.py" "$CONFIG" model.path="$MODEL" output_dir="$OUTPUT_DIR" "$@"
+python "$SCORERS_ROOT/python_script/select_subset.py" scores_dir="$OUTPUT_DIR" fraction="$FRACTION"
