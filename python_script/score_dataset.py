@@ -15,7 +15,7 @@ from src.config import run_program
 from src.curation.job import run_job
 from src.curation.scorer import Scorer
 from src.dataset.images import ImageLimits
-from src.dataset.records import DataSpec
+from src.dataset.records import DataSpec, resolve_root
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "config" / "score_dataset.yaml"
 
@@ -67,6 +67,7 @@ def main(config: ScoreConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     spec = DataSpec(**asdict(config.data))
+    resolve_root(spec)  # refuses a wrong data set before a large model is loaded
     scorer = Scorer.from_pretrained(**asdict(config.model), limits=ImageLimits(**asdict(config.limits)))
     summary = run_job(spec, scorer, config.model.path, config.output_dir, config.shard_size)
     print(summary)

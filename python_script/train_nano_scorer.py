@@ -43,6 +43,7 @@ class Stage:
     real_share: float = 0.6
     rejected: int = 7
     pooled_weight: float = 0.5
+    text_weight: float = 1.0
 
 
 @dataclass
@@ -95,6 +96,7 @@ def main(config: NanoConfig) -> None:
             compute_metrics=ranking_metrics,
             processing_class=processor,
             pooled_weight=config.preference.pooled_weight,
+            text_weight=config.preference.text_weight,
         )
         trainer.train()
         metrics = {name: trainer.evaluate(held_out, metric_key_prefix=name) for name, held_out in val.items()}

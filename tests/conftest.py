@@ -1,7 +1,10 @@
 """What many tests share: the fixture checkpoint of the published class, and a folder of small pictures."""
 
 import json
+import os
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import that reads it; programs that tests start inherit it
 
 import numpy as np
 import pytest

@@ -33,7 +33,7 @@ def score_histogram(db: duckdb.DuckDBPyConnection, cut: float) -> dict[str, Any]
         alt.Chart(alt.Data(values=bars))
         .mark_bar(binSpacing=1)
         .encode(
-            x=alt.X("from:Q", bin="binned", title="score", axis=alt.Axis(format="~g", grid=False, tickCount=8)),
+            x=alt.X("from:Q", bin="binned", title="score", axis=alt.Axis(format="~r", grid=False, tickCount=8)),
             x2="to:Q",
             y=alt.Y("pairs:Q", title="pairs", axis=alt.Axis(format="~s", tickCount=5)),
             color=_state_colour(),

@@ -41,7 +41,8 @@ def tally(scores_dir: str | Path, subset: Path, column: str, seed: int = 0) -> l
         counts = db.execute(
             """WITH pairs AS (
                 SELECT coalesce(value, '') AS value, s.id IS NOT NULL AS kept,
-                    row_number() OVER (ORDER BY hash(scores.id, ?)) <= (SELECT count(*) FROM subset) AS drawn
+                    row_number() OVER (ORDER BY md5(concat(scores.id, '#', ?::VARCHAR)), scores.id)
+                        <= (SELECT count(*) FROM subset) AS drawn
                 FROM scores JOIN valued USING (row) LEFT JOIN subset s ON scores.id = s.id WHERE status = 'ok')
             SELECT value, count(*), count(*) FILTER (kept), count(*) FILTER (drawn)
             FROM pairs GROUP BY 1 ORDER BY 2 DESC, 1""",

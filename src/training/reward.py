@@ -51,17 +51,25 @@ class RewardTrainer(Trainer):
 
     Args:
         pooled_weight: weight of :func:`src.model.ranking.pooled_loss`, which compares answers across prompts.
+        text_weight: weight of predicting the chosen answer token by token through the input embeddings, which teaches
+            the language model to look at the image by every word and keeps its features general (Yang et al. 2024,
+            "Regularizing Hidden States Enables Learning Generalizable Reward Model for LLMs").
         args, kwargs: as for :class:`transformers.Trainer`.
     """
 
-    def __init__(self, *args: Any, pooled_weight: float = 0.0, **kwargs: Any):
+    def __init__(self, *args: Any, pooled_weight: float = 0.0, text_weight: float = 0.0, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.pooled_weight = pooled_weight
+        self.text_weight = text_weight
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Loss of a batch from :class:`PreferenceCollator`; in evaluation also ``{"values": (groups, 1 + R)}``."""
-        scores = model(**inputs, return_loss=False).values.view(len(inputs["input_ids"]), -1)
+        output = model(**inputs, return_loss=False)
+        scores = output.values.view(len(inputs["input_ids"]), -1)
         loss = choice_loss(scores).mean() + self.pooled_weight * pooled_loss(scores)
+        if self.text_weight and model.training:
+            embeddings = self.accelerator.unwrap_model(model).get_input_embeddings().weight
+            loss = loss + self.text_weight * _text_loss(output.logits, embeddings, inputs)
         return (loss, {"values": scores}) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):  # noqa: ARG002
@@ -69,6 +77,13 @@ class RewardTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, self._prepare_inputs(inputs), return_outputs=True)
         return loss, outputs["values"], torch.zeros_like(outputs["values"])
+
+
+def _text_loss(hidden: Tensor, embeddings: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the chosen answers' tokens, each predicted from the token before it."""
+    chosen = inputs["segment_ids"][:, 1:] == 1
+    logits = hidden[:, :-1][chosen] @ embeddings.T
+    return torch.nn.functional.cross_entropy(logits.float(), inputs["input_ids"][:, 1:][chosen])
 
 
 def ranking_metrics(evaluation) -> dict[str, float]:

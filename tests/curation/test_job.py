@@ -230,7 +230,8 @@ def test_two_jobs_on_one_folder_and_a_full_disk(tmp_path, many, tiny_scorer, mon
 @pytest.mark.parametrize(
     ("content", "keys", "message"),
     [
-        ("", [], "holds no records"),
+        ("", [], "is empty"),
+        ("filename,title\n", [], "holds no records"),
         ("filename,caption\na.png,x\n", [], "title"),
         ("filename,title\na.png,x\n", ["model.path=nowhere/at-all"], "no model at"),
         ("filename,title\na.png,x\n", ["data.image_root=nowhere"], "no such image root"),
