@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     corrupted = set(order[: round(args.corrupt * args.count)].tolist())
     (args.output / "images").mkdir(parents=True, exist_ok=True)
     with (
-        (args.output / "scenes.csv").open("w", newline="", encoding="utf-8") as table,
+        (args.output / ".scenes.partial").open("w", newline="", encoding="utf-8") as table,
         (args.output / "annotations.jsonl").open("w", encoding="utf-8") as notes,
     ):
         rows = csv.writer(table, lineterminator="\n")
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
                     "objects": [asdict(o) for o in scene.objects],
                     "questions": questions(scene.facts, scene.objects, scene.image.size, rng)}  # fmt: skip
             notes.write(json.dumps(note) + "\n")
+    (args.output / ".scenes.partial").replace(args.output / "scenes.csv")  # its being there says that all is there
     if args.contact_sheet:
         (args.output / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(args.size, args.seed)))
     print(f"{args.count} scenes, {len(corrupted)} of them with corrupted captions: {args.output / 'scenes.csv'}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from src.config import exit_on_job_error
 from src.curation.tally import Tally, tally
+from src.errors import JobError
 
 
 def lines(rows: list[Tally], column: str) -> list[str]:
@@ -26,7 +27,10 @@ def lines(rows: list[Tally], column: str) -> list[str]:
 
 def good_line(rows: list[Tally], good: str) -> str:
     """How much of what was kept is good, against the base rate and the random draw."""
-    (best,) = [row for row in rows if row.value == good] or [Tally(good, 0, 0, 0)]
+    found = [row for row in rows if row.value == good]
+    if not found:
+        raise JobError(f"no pair has the value {good!r}; values: {', '.join(row.value for row in rows[:12])}")
+    best = found[0]
     pairs, kept, random = (sum(getattr(row, name) for row in rows) for name in ("pairs", "kept", "random"))
     shares = f"{best.kept / kept:.1%} of the kept pairs are {good}"
     return f"{shares}; {best.pairs / pairs:.1%} of all, {best.random / random:.1%} of a random draw of the same size"
@@ -42,9 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_on_job_error():
         rows = tally(args.scores_dir, args.subset or args.scores_dir / "subset_ids.parquet", args.column, args.seed)
-    print("\n".join(lines(rows, args.column)))
-    if args.good:
-        print(good_line(rows, args.good))
+        print("\n".join(lines(rows, args.column)))
+        if args.good:
+            print(good_line(rows, args.good))
 
 
 if __name__ == "__main__":

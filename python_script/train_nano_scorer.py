@@ -41,6 +41,10 @@ class Stage:
     weight_decay: float = 0.05
     warmup_steps: int = 30
     real_share: float = 0.6
+
+
+@dataclass
+class PreferenceStage(Stage):
     rejected: int = 7
     pooled_weight: float = 0.5
     text_weight: float = 1.0
@@ -50,7 +54,7 @@ class Stage:
 class NanoConfig:
     data: Data = field(default_factory=Data)
     contrastive: Stage = field(default_factory=Stage)
-    preference: Stage = field(default_factory=Stage)
+    preference: PreferenceStage = field(default_factory=PreferenceStage)
     start: str = ""
     output_dir: str = "output/nano_scorer"
     bf16: bool = True
@@ -82,7 +86,7 @@ def main(config: NanoConfig) -> None:
         ).train()
         _save(model, processor, out / "contrastive", half=False)
     if config.preference.steps:
-        data = _draws("preference", config, config.preference, real, scenes)
+        data = _draws("preference", config, config.preference, real, scenes, rejected=config.preference.rejected)
         val = {
             "real": NanoData("preference", 1000, 7, *held, real_share=1, same_class=0, clean_only=True, augment=False),
             "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8),
@@ -106,10 +110,9 @@ def main(config: NanoConfig) -> None:
     print(f"model: {out / ('scorer' if config.preference.steps else 'contrastive')}")
 
 
-def _draws(task, config: NanoConfig, stage: Stage, real: RealImages, scenes: SceneImages) -> NanoData:
-    return NanoData(
-        task, stage.steps * stage.batch_size, config.seed, real, scenes, stage.real_share, rejected=stage.rejected
-    )
+def _draws(task, config: NanoConfig, stage: Stage, real: RealImages, scenes: SceneImages, **options) -> NanoData:
+    size = stage.steps * stage.batch_size
+    return NanoData(task, size, config.seed, real, scenes, stage.real_share, **options)
 
 
 def _arguments(config: NanoConfig, stage: Stage, folder: Path) -> TrainingArguments:

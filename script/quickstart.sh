@@ -12,7 +12,8 @@ OUTPUT="${OUTPUT:-$SCORERS_ROOT/output/quickstart}"
 # ---- 1. data: made scenes with one caption each, half of them wrong or useless --------------------------------------
 python "$SCORERS_ROOT/python_script/make_scenes.py" --output "$OUTPUT/scenes" --count 1000 --seed 9 --corrupt 0.5
 
-# ---- 2. score every pair --------------------------------------------------------------------------------------------
+# ---- 2. score every pair (afresh: a demonstration, where score_dataset.py would go on with what is there) ------------
+rm -rf "$OUTPUT/scores" "$OUTPUT/manifest.json" "$OUTPUT/summary.json"
 python "$SCORERS_ROOT/python_script/score_dataset.py" "$SCORERS_ROOT/config/score_dataset.yaml" \
     data.path="$OUTPUT/scenes/scenes.csv" data.source_column=scene output_dir="$OUTPUT"
 

@@ -55,7 +55,7 @@ SCHEMA = pa.schema(
         "position_scheme": _NAMES,
     }
 )
-_VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy")
+_VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True)
@@ -208,15 +208,16 @@ def _sole_user(output: Path) -> Iterator[None]:
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise JobError(f"another job is writing to {output}") from error
         yield
 
 
 def _manifest(spec: DataSpec, scorer: Scorer, model_path: str, total: int, shard_size: int) -> dict[str, Any]:
     encoder = scorer.encoder
+    root = Path(spec.image_root) if spec.image_root else None
     return {
-        "data": asdict(spec),
+        "data": {**asdict(spec), "path": str(Path(spec.path).resolve()), "image_root": root and str(root.resolve())},
         "input": {**input_fingerprint(spec), "records": total},
         "model": {"path": model_path, "weights": _weights(model_path), "dtype": str(scorer.model.dtype)},
         "template": encoder.template,
@@ -224,21 +225,23 @@ def _manifest(spec: DataSpec, scorer: Scorer, model_path: str, total: int, shard
         "limits": {**asdict(encoder.limits), "max_tokens": encoder.max_tokens},
         "image_size": asdict(encoder.processor.image_processor.size),
         "shard_size": shard_size,
+        "token_budget": scorer.token_budget,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
     }
 
 
 def _weights(model_path: str) -> list[dict[str, Any]] | str:
-    """Fingerprints of a folder's weights; a hub id stands for itself."""
+    """Fingerprints of all that a folder's scores come from; a hub id stands for itself."""
     folder = Path(locate(model_path))
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]) if folder.is_dir() else []
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja")
+    files = sorted(file for kind in kinds for file in folder.glob(kind)) if folder.is_dir() else []
     return [file_fingerprint(file) for file in files] or model_path
 
 
 def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest of a new job; refuse to go on with one that differs, naming what changed."""
     manifest = json.loads(json.dumps(manifest))
-    if not path.exists():
+    if not path.exists() or not any((path.parent / "scores").glob("part-*.parquet")):
         _write_json(path, manifest)
         return
     try:
@@ -258,7 +261,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _summarise(output: Path, records: int) -> Summary:
     with duckdb.connect() as db:
-        db.read_parquet(str(output / "scores" / "part-*.parquet")).create_view("scores")
+        parts = sorted(str(part) for part in (output / "scores").glob("part-*.parquet"))
+        db.read_parquet(parts).create_view("scores")
         kinds = dict(db.sql("SELECT status::VARCHAR, count(*) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1").fetchall())
         figures = db.sql("SELECT min(score), median(score), avg(score), max(score) FROM scores").fetchall()[0]
     return Summary(records, sum(kinds.values()), kinds.pop("ok", 0), kinds, *figures)

@@ -10,9 +10,10 @@ share images share the forward pass over their common prefix; batches are filled
 length; equal pairs are scored once.
 """
 
+import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
-from src.chat import Template
+from src.chat import TEMPLATES, Template
 from src.curation.batching import score_rows
 from src.dataset.collate import EncodedImage, Pair, PairEncoder, pair_images
-from src.dataset.images import ImageLimits, image_key
+from src.dataset.images import ImageLimits, ImageSource, image_key
 from src.errors import JobError, RecordError
 from src.model.checkpoint import locate
 from src.model.qwen_reward import Qwen2Reward
@@ -93,12 +95,22 @@ class Scorer:
         Raises:
             JobError: no such model, or it cannot be used as a score model.
         """
+        if template not in TEMPLATES:
+            raise JobError(f"unknown template {template!r}; known: {', '.join(TEMPLATES)}")
+        given = {"max_tokens": max_tokens, "max_pixels": max_pixels, **options}
+        if wrong := [f"{key}={value}" for key, value in given.items() if value is not None and value < 1]:
+            raise JobError(f"must be at least 1: {', '.join(wrong)}")
         path = locate(path)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        model = Qwen2Reward.from_pretrained(path, position_scheme=position_scheme, dtype=dtype, device_map={"": device})
+        try:
+            model = Qwen2Reward.from_pretrained(
+                path, position_scheme=position_scheme, dtype=dtype, device_map={"": device}
+            )
+        except (RuntimeError, ValueError, AttributeError) as error:
+            raise JobError(f"cannot load {path!r} with device={device}, dtype={dtype}: {error}") from error
         try:
             processor = AutoProcessor.from_pretrained(path)
         except (OSError, ValueError) as error:
@@ -131,16 +143,19 @@ class Scorer:
             for result in window:
                 if result.error:
                     raise RecordError(result.error.kind, f"pair {len(scores)}: {result.error}") from result.error
-                scores.append(result.score or 0.0)
+                assert result.score is not None
+                scores.append(result.score)
         return scores
 
-    def score_candidates(self, images: Sequence[Any], question: str, answers: Sequence[str]) -> list[float]:
+    def score_candidates(
+        self, images: Sequence[Any] | ImageSource, question: str, answers: Sequence[str]
+    ) -> list[float]:
         """Return one score per answer to one question about one or several images (best-of-N).
 
         Raises:
             RecordError: an image cannot be read, or an answer is empty or too long.
         """
-        images = list(images)
+        images = [images] if isinstance(images, str | Path | bytes | Image.Image | Mapping) else list(images)
         return self.score({"images": images, "question": question, "text": answer} for answer in answers)
 
     def stream(self, windows: Iterable[Sequence[Pair]]) -> Iterator[list[Scored]]:
@@ -224,5 +239,11 @@ class _Window:
         for keys, row in zip(self.keys, self._row_of, strict=True):
             first = self.images.get(keys[0]) if isinstance(keys, tuple) and keys else None
             size = (first.width, first.height) if first else (None, None)
-            out.append(Scored(None, row, *size) if isinstance(row, RecordError) else Scored(scores[row], None, *size))
+            if isinstance(row, RecordError):
+                out.append(Scored(None, row, *size))
+            elif math.isfinite(scores[row]):
+                out.append(Scored(scores[row], None, *size))
+            else:
+                error = RecordError("not_finite", f"the model's score is {scores[row]}; try another dtype")
+                out.append(Scored(None, error, *size))
         return out

@@ -43,7 +43,7 @@ def tally(scores_dir: str | Path, subset: Path, column: str, seed: int = 0) -> l
                 SELECT coalesce(value, '') AS value, s.id IS NOT NULL AS kept,
                     row_number() OVER (ORDER BY md5(concat(scores.id, '#', ?::VARCHAR)), scores.id)
                         <= (SELECT count(*) FROM subset) AS drawn
-                FROM scores JOIN valued USING (row) LEFT JOIN subset s ON scores.id = s.id WHERE status = 'ok')
+                FROM scores JOIN valued USING (row) LEFT JOIN subset s USING (row, text_index) WHERE status = 'ok')
             SELECT value, count(*), count(*) FILTER (kept), count(*) FILTER (drawn)
             FROM pairs GROUP BY 1 ORDER BY 2 DESC, 1""",
             [seed],
@@ -52,10 +52,10 @@ def tally(scores_dir: str | Path, subset: Path, column: str, seed: int = 0) -> l
 
 
 def _values(path: str, column: str) -> Iterator[str | None]:
+    found = False
     for row in iter_rows(Path(path), [column]):
-        if not isinstance(row, dict):
-            yield None
-        elif column not in row:
-            raise JobError(f"{path} has no column {column!r}")
-        else:
-            yield None if row[column] is None else str(row[column])
+        value = row.get(column) if isinstance(row, dict) else None
+        found = found or (isinstance(row, dict) and column in row)
+        yield None if value is None else str(value).encode("utf-8", "replace").decode()
+    if not found:
+        raise JobError(f"{path} has no column {column!r}")

@@ -56,7 +56,10 @@ class PairEncoder:
             RecordError: as :func:`src.dataset.images.open_image`.
         """
         picture = open_image(source, self.image_root, self.limits)
-        patched = self.processor.image_processor(images=[picture], return_tensors="pt")
+        try:
+            patched = self.processor.image_processor(images=[picture], return_tensors="pt")
+        except ValueError as error:
+            raise RecordError("unreadable_image", f"the model's image processor refuses it: {error}") from error
         t, h, w = patched["image_grid_thw"][0].tolist()
         return EncodedImage(patched["pixel_values"], (t, h, w), picture.width, picture.height)
 
@@ -74,13 +77,15 @@ class PairEncoder:
                     raise RecordError("bad_record", f"{key} is {type(pair[key]).__name__}, not text")
             messages = pair_messages(images, pair.get("text") or "", pair.get("question") or "", self.template)
         pad, merge = self.processor.image_token, self.processor.image_processor.merge_size**2
-        head, *rest = render(self.processor.tokenizer, messages, self.template).split(pad)
+        head, *rest = render(self.processor.tokenizer, messages, "answer" if turns else self.template).split(pad)
+        if len(rest) != len(images):
+            raise RecordError("reserved_token", f"the texts together spell {pad}, which stands for image features")
         counts = [image.grid[0] * image.grid[1] * image.grid[2] // merge for image in images]
         return head + "".join(pad * n + piece for n, piece in zip(counts, rest, strict=True))
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int] | RecordError]:
         """Tokenise; a prompt longer than ``max_tokens`` becomes a RecordError ``text_too_long`` in its place."""
-        # A byte-level tokeniser gives at least one token per 4 KiB or so, which spares it hopeless texts.
+        # No token of a natural text is 64 characters long: this spares the tokeniser hopeless ones.
         if not prompts:
             return []
         rows: list[list[int] | RecordError] = []

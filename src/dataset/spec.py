@@ -18,8 +18,7 @@ class DataSpec:
 
     Attributes:
         path: .csv, .tsv, .json, .jsonl or .parquet file.
-        image_root: folder of the images. None: the folder of the data file; ShareGPT images may then also lie
-            anywhere else, and be absolute paths.
+        image_root: folder that images are relative to and must lie in; None: the folder of the data file.
         image_column: paths, or in Parquet ``{bytes, path}`` or binary; a list of them is several images. The
             default gives way to a column ``image`` of a Parquet file that holds encoded images.
         text_column: a caption or a list of captions.
@@ -83,12 +82,13 @@ def inspect(spec: DataSpec) -> Layout:
     return Layout(path, suffix, conversations, image_column)
 
 
-def resolve_root(spec: DataSpec) -> Path | None:
-    """The ``root`` with which ``open_image`` is to open images of this data set. Raises JobError as ``inspect``."""
+def resolve_root(spec: DataSpec) -> Path:
+    """The ``root`` with which ``open_image`` is to open images of this data set. Raises JobError as ``inspect``.
+
+    Without ``image_root`` it is the folder of the data file; paths elsewhere need an ``image_root`` that holds them.
+    """
     layout = inspect(spec)
-    if spec.image_root is not None:
-        return Path(spec.image_root)
-    return None if layout.conversations else layout.path.parent
+    return Path(spec.image_root) if spec.image_root is not None else layout.path.parent
 
 
 def _require(column: str, present: list[str], path: Path) -> None:

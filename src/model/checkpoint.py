@@ -14,7 +14,6 @@ The published class computed three-axis (M-RoPE) positions in the first forward 
 positions ever after, so its weights were trained under plain positions; that is why the scheme follows the layout.
 """
 
-import importlib.util
 import json
 import logging
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_flash_attn_2_available
 
 from src.errors import JobError
 
@@ -72,6 +71,8 @@ def checkpoint_keys(path: str | Path, **hub: str | bool | None) -> set[str]:
                 return _stored_keys(Path(weights))
     except OSError as error:
         raise JobError(f"no model at {str(path)!r}: not a folder here, and not to be had from the hub") from error
+    if not Path(path).is_dir():
+        raise JobError(f"no model at {str(path)!r}: not a folder here, nor within reach of the hub")
     raise JobError(f"{str(path)!r} holds no weights (looked for {', '.join(_INDEXES + _WEIGHTS)})")
 
 
@@ -108,17 +109,19 @@ def refuse_if_incomplete(path: str | Path, layout: Layout, missing: Iterable[str
 
 
 @cache
-def usable_attention(wanted: str | None, on_gpu: bool) -> str:
+def usable_attention(wanted: str | None, on_gpu: bool, half: bool = True) -> str:
     """Return the attention implementation to load with.
 
-    ``None`` or ``flash_attention_2`` becomes ``flash_attention_2`` where the package and a GPU are there and ``sdpa``
-    elsewhere; a fall-back is logged once a process. Anything else is passed on.
+    ``None`` or ``flash_attention_2`` becomes ``flash_attention_2`` where the package is there, the model goes to a GPU
+    and is not in float32 (``half``), and ``sdpa`` elsewhere; a fall-back is logged once a process. Other names pass.
     """
     if wanted not in (None, "flash_attention_2"):
         return str(wanted)
-    if importlib.util.find_spec("flash_attn") and on_gpu:
+    if on_gpu and half and is_flash_attn_2_available():
         return "flash_attention_2"
     if wanted or on_gpu:
-        why = "package flash-attn is not installed" if on_gpu else "there is no GPU"
+        why = "the model is not on a GPU"
+        if on_gpu:
+            why = "package flash-attn is not installed" if half else "FlashAttention takes no float32"
         log.warning("attention: %s, so PyTorch's SDPA is used", why)
     return "sdpa"

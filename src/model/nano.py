@@ -81,6 +81,7 @@ def nano_processor(texts: Iterable[str], vocab_size: int, image_side: int) -> Qw
         pad_token=PAD,
         eos_token=END,
         additional_special_tokens=[t for t in SPECIAL_TOKENS if t not in (PAD, END)],
+        chat_template=CHAT_TEMPLATE,
         model_max_length=32768,
         padding_side="right",
         clean_up_tokenization_spaces=False,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def pack(groups: Sequence[Sequence[Sequence[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pack(groups: Sequence[Sequence[list[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Lay each group's rows into one, around the longest prefix they share (all but one token at most).
 
     Args:

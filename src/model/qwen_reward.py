@@ -104,8 +104,11 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
         config.position_scheme = position_scheme
         config.ranked_candidate_num = kwargs.pop("ranked_candidate_num", getattr(config, "ranked_candidate_num", 2))
 
-        on_cpu = str(kwargs.get("device_map", "")) == "cpu" or not torch.cuda.is_available()
-        kwargs["attn_implementation"] = usable_attention(kwargs.get("attn_implementation"), not on_cpu)
+        target = kwargs.get("device_map")
+        target = target.get("") if isinstance(target, dict) else target
+        on_gpu = torch.cuda.is_available() and target is not None and "cpu" not in str(target)
+        half = kwargs.get("dtype", kwargs.get("torch_dtype")) not in (torch.float32, "float32")
+        kwargs["attn_implementation"] = usable_attention(kwargs.get("attn_implementation"), on_gpu, half)
         wants_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(
             path, *args, config=config, key_mapping=KEY_MAPPING, output_loading_info=True, **kwargs
@@ -181,6 +184,8 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
         """
         rows, length = input_ids.shape
         if segment_ids is not None:
+            if "flash" in str(self.config._attn_implementation):
+                raise ValueError("packed rows need attn_implementation sdpa or eager")
             attention_mask = (segment_ids == 0).long()
         elif attention_mask is None:
             cached = past_key_values.get_seq_length() if past_key_values is not None else 0

@@ -129,8 +129,8 @@ class NanoData(Dataset):
 
     def _wrong(self, rng: np.random.Generator, i: int, chosen: str) -> str:
         kind = 1.0 if self.clean_only else rng.random()
-        if kind < 0.05:
-            return garbled(chosen, rng)
+        if kind < 0.05 and (text := garbled(chosen, rng)) != chosen:
+            return text
         if kind < 0.075:
             return off_topic(rng)
         if kind < 0.1:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from src.dataset.collate import PairEncoder
+from src.errors import RecordError
 from src.model.packing import pack
 from src.model.ranking import choice_loss, pooled_loss
 
@@ -25,16 +26,19 @@ class PreferenceCollator:
 
     def __call__(self, groups: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return model inputs with one packed row a group (see :mod:`src.model.packing`)."""
+        if len({len(group["rejected"]) for group in groups}) != 1:
+            raise ValueError("groups of one batch must have the same number of rejected answers")
         images = [self.encoder.image(group["image"]) for group in groups]
         prompts = [
             self.encoder.prompt({"text": text, "question": group.get("question", "")}, [image])
             for group, image in zip(groups, images, strict=True)
             for text in (group["chosen"], *group["rejected"])
         ]
-        ids = self.encoder.token_ids(prompts)
-        for row in ids:
-            if isinstance(row, Exception):
+        ids: list[list[int]] = []
+        for row in self.encoder.token_ids(prompts):
+            if isinstance(row, RecordError):
                 raise row
+            ids.append(row)
         size = len(ids) // len(groups)
         packed = [ids[start : start + size] for start in range(0, len(ids), size)]
         input_ids, segment_ids = pack(packed, self.encoder.processor.tokenizer.pad_token_id)

@@ -176,7 +176,7 @@ def test_a_job_cut_short_ends_in_the_same_bytes(tmp_path, many, tiny_scorer, mon
     assert len(shards(tmp_path / "whole")) == 4
 
 
-def test_kill_dash_nine_then_rerun(tmp_path, many, tiny_scorer):
+def test_kill_dash_nine_then_rerun(tmp_path, many):
     program = [sys.executable, str(ROOT / "python_script" / "score_dataset.py")]
     keys = [f"data.path={many.path}", f"model.path={MODEL}", "model.device=cpu", "shard_size=4", "model.token_budget=1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -186,19 +186,13 @@ def test_kill_dash_nine_then_rerun(tmp_path, many, tiny_scorer):
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    before = len(list((tmp_path / "out").glob("scores/*.parquet")))
-    assert before > 0
+    assert 0 < len(list((tmp_path / "out").glob("scores/*.parquet"))) < 15
     done = subprocess.run(
         [*program, *keys, f"output_dir={tmp_path / 'out'}"], env=environment, capture_output=True, text=True, check=True
     )
     assert "59 ok + 1 errors = 60 pairs" in done.stdout
-    one_by_one = type(tiny_scorer)(tiny_scorer.model, tiny_scorer.encoder, token_budget=1)
-    run_job(many, one_by_one, MODEL, tmp_path / "whole", shard_size=4)
-    assert {r["id"]: r["status"] for r in table(tmp_path / "out")} == {
-        r["id"]: r["status"] for r in table(tmp_path / "whole")
-    }
-    ours, whole = ([r["score"] for r in table(tmp_path / name) if r["score"]] for name in ("out", "whole"))
-    assert ours == pytest.approx(whole, abs=1e-5)
+    subprocess.run([*program, *keys, f"output_dir={tmp_path / 'whole'}"], env=environment, check=True)
+    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
 
 
 def test_changed_input_or_model_is_refused_with_what_changed(tmp_path, many, tiny_scorer):
@@ -236,6 +230,9 @@ def test_two_jobs_on_one_folder_and_a_full_disk(tmp_path, many, tiny_scorer, mon
         ("filename,title\na.png,x\n", ["model.path=nowhere/at-all"], "no model at"),
         ("filename,title\na.png,x\n", ["data.image_root=nowhere"], "no such image root"),
         ("filename,title\na.png,x\n", ["data.pth=x"], "data.pth"),
+        ("filename,title\na.png,x\n", ["model.template=answr"], "known: answer, published_readme"),
+        ("filename,title\na.png,x\n", ["model.dtype=bf17"], "dtype=bf17"),
+        ("filename,title\na.png,x\n", ["model.workers=-1"], "workers=-1"),
         ("filename,title\na.png,x\n", ["shard_size=0"], "shard_size must be at least 1"),
     ],
 )

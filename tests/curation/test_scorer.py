@@ -37,6 +37,11 @@ def plain_score(scorer: Scorer, pair: dict) -> float:
         return scorer.model(**inputs, return_loss=False).values.item()
 
 
+@pytest.fixture(scope="module", params=["mrope", "sequential"])
+def tiny_scorer(request) -> Scorer:
+    return Scorer.from_pretrained(LEGACY / "checkpoint", device="cpu", workers=2, position_scheme=request.param)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pairs=st.lists(PAIRS, min_size=1, max_size=12), budget=st.sampled_from([1, 200, 8192]), order=st.randoms())
 def test_score_is_independent_of_company_order_batch_and_history(tiny_scorer, pairs, budget, order):
@@ -90,7 +95,8 @@ def test_recomputed_pixels_are_within_one_grey_level_and_explain_the_score(tiny_
     grid = torch.tensor(case["image_grid_thw"])
     value = tiny_scorer.model(ids, pixel_values=exact, image_grid_thw=grid).values
     (gradient,) = torch.autograd.grad(value.sum(), exact)
-    assert value.item() == pytest.approx(case["values_second_forward"][0], abs=1e-4)
+    field = {"mrope": "values", "sequential": "values_second_forward"}[tiny_scorer.model.config.position_scheme]
+    assert value.item() == pytest.approx(case[field][0], abs=1e-4)
     moved = tiny_scorer.model(ids, pixel_values=ours, image_grid_thw=grid).values
     explained = (gradient * (ours - exact)).sum().item()
     assert abs(explained) > 1e-3
@@ -172,6 +178,20 @@ def test_root_is_enforced_and_size_limit_passed_on(tiny_scorer):
     limited = Scorer(tiny_scorer.model, replace(tiny_scorer.encoder, limits=small))
     with pytest.raises(RecordError, match="pixels"):
         limited.score([{"image": IMAGES[0], "text": "x"}])
+
+
+def test_a_score_that_is_no_number_is_an_error(tiny_scorer, monkeypatch):
+    monkeypatch.setattr("src.curation.scorer.score_rows", lambda model, images, rows, *rest: [float("nan")] * len(rows))
+    ((result,),) = tiny_scorer.stream([[{"image": IMAGES[0], "text": "x"}]])
+    assert result.score is None
+    assert result.error.kind == "not_finite"
+
+
+def test_one_image_need_not_be_in_a_list(tiny_scorer):
+    path = LEGACY / "images" / "harbour.png"
+    expected = tiny_scorer.score_candidates([path], "?", ["one", "two"])
+    assert tiny_scorer.score_candidates(path, "?", ["one", "two"]) == expected
+    assert tiny_scorer.score_candidates(Image.open(path), "?", ["one", "two"]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_max_pixels_shrinks_images():

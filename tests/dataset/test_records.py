@@ -158,7 +158,7 @@ def test_sharegpt(tmp_path):
         assert records[5].images == ("http://x.org/a.png",)
         assert [r.texts for r in records] == [()] * 6
         assert records[1].images == (str(tmp_path / "a.png"), "/abs/b.png")
-        assert resolve_root(DataSpec(path)) is None
+        assert resolve_root(DataSpec(path)) == tmp_path
         (tmp_path / "root").mkdir(exist_ok=True)
         rooted = DataSpec(path, image_root=str(tmp_path / "root"))
         assert next(islice(read_records(rooted), 1, None)).images == ("a.png", "/abs/b.png")
