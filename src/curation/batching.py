@@ -41,7 +41,8 @@ def score_rows(
         images: by key; each is encoded once.
         rows: distinct rows, each with at least one token.
         pad_id: fills rows up to the longest of a batch; it is masked, so any id does.
-        token_budget: greatest rows x length of one pass; a longer row runs alone.
+        token_budget: greatest rows x length of one pass; a longer row runs alone. What follows shared prefixes may take
+            four times as many, cached ones included, since a cached token costs memory and hardly any work.
     """
     wanted = {key for keys, _ in rows for key in keys}
     features = _encode(model, {key: images[key] for key in wanted})

@@ -67,7 +67,8 @@ class PairEncoder:
         """Return the chat text of a pair, each image written as as many ``<|image_pad|>`` as it has image tokens.
 
         Raises:
-            RecordError: as :func:`src.chat.pair_messages`; ``bad_record`` for a text that is not a string.
+            RecordError: as :func:`src.chat.pair_messages`; ``bad_record`` for a text that is not a string;
+                ``image_too_large`` if the images alone reach ``max_tokens``.
         """
         if turns := pair.get("turns"):
             messages = turn_messages(turns, images)
@@ -81,6 +82,9 @@ class PairEncoder:
         if len(rest) != len(images):
             raise RecordError("reserved_token", f"the texts together spell {pad}, which stands for image features")
         counts = [image.grid[0] * image.grid[1] * image.grid[2] // merge for image in images]
+        if sum(counts) >= self.max_tokens:
+            size = f"{sum(counts)} image tokens; the limit is {self.max_tokens} tokens in all"
+            raise RecordError("image_too_large", f"{size}: shrink images with max_pixels")
         return head + "".join(pad * n + piece for n, piece in zip(counts, rest, strict=True))
 
     def token_ids(self, prompts: Sequence[str]) -> list[list[int] | RecordError]:

@@ -194,6 +194,13 @@ def test_one_image_need_not_be_in_a_list(tiny_scorer):
     assert tiny_scorer.score_candidates(Image.open(path), "?", ["one", "two"]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_images_that_fill_the_context_are_named_as_the_cause(tiny_scorer):
+    tight = Scorer(tiny_scorer.model, replace(tiny_scorer.encoder, max_tokens=50))
+    with pytest.raises(RecordError, match="image tokens; the limit is 50") as caught:
+        tight.score([{"image": LEGACY / "images" / "city_large.png", "text": "x"}])
+    assert caught.value.kind == "image_too_large"
+
+
 def test_max_pixels_shrinks_images():
     small = Scorer.from_pretrained(LEGACY / "checkpoint", device="cpu", max_pixels=56 * 56)
     assert small.encoder.image(LEGACY / "images" / "city_large.png").grid[1] <= 4
