@@ -1,7 +1,9 @@
 """Print what a selection kept of each value of a column, beside a random draw of the same size.
 
-python python_script/tally_subset.py output/mine --column scene
-python python_script/tally_subset.py output/quickstart --column corruption --good clean
+    python python_script/tally_subset.py output/mine --column scene
+    python python_script/tally_subset.py output/quickstart --column corruption --good clean
+
+Needs a selection: run select_subset.py first.
 """
 
 import argparse

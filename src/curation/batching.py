@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from src.dataset.collate import EncodedImage, pad_right
+from src.model.packing import common_prefix
 from src.model.qwen_reward import Qwen2Reward
 
 Row = tuple[tuple[str, ...], list[int]]
@@ -75,12 +76,9 @@ def _shared_prefixes(rows: Sequence[Row], image_token: int) -> list[_Group]:
     groups = []
     for keys, members in groupby(order, key=lambda row: rows[row][0]):
         same = list(members)
-        first, last = rows[same[0]][1], rows[same[-1]][1]
-        # Token lists are sorted, so what the first and the last have in common, all have; one token at least must
-        # remain for each row to be read at.
-        limit = min(len(rows[row][1]) for row in same) - 1
-        shared = next((i for i in range(limit) if first[i] != last[i]), limit)
-        if len(same) == 1 or image_token in first[shared:]:
+        tokens = [rows[row][1] for row in same]
+        shared = common_prefix(tokens) if len(same) > 1 else 0
+        if image_token in tokens[0][shared:]:
             shared = 0
         groups.append(_Group(keys, same, shared))
     return groups

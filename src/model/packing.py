@@ -10,6 +10,13 @@ import torch
 from torch import Tensor
 
 
+def common_prefix(rows: Sequence[list[int]]) -> int:
+    """Return how many leading tokens all rows share, leaving at least one token of each to be read at."""
+    first, last = min(rows), max(rows)  # in sorted order, what these two have in common, all have
+    limit = min(map(len, rows)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
 def pack(groups: Sequence[Sequence[list[int]]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Lay each group's rows into one, around the longest prefix they share (all but one token at most).
 
@@ -21,11 +28,9 @@ def pack(groups: Sequence[Sequence[list[int]]], pad_id: int) -> tuple[Tensor, Te
     """
     ids, segments = [], []
     for rows in groups:
-        first, last = min(rows), max(rows)  # what these two have in common, all have
-        limit = min(map(len, rows)) - 1
-        shared = next((i for i in range(limit) if first[i] != last[i]), limit)
+        shared = common_prefix(rows)
         tails = [row[shared:] for row in rows]
-        ids.append(torch.tensor([*first[:shared], *(token for tail in tails for token in tail)]))
+        ids.append(torch.tensor([*rows[0][:shared], *(token for tail in tails for token in tail)]))
         lengths = torch.tensor([shared, *map(len, tails)])
         segments.append(torch.repeat_interleave(torch.arange(len(lengths)), lengths))
     pad = torch.nn.utils.rnn.pad_sequence
