@@ -1,0 +1,141 @@
+"""Preference sets as one memory-mapped table: checked once, read at random ever after, nothing of it held in memory."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+from tqdm import tqdm
+
+from src.dataset.preference import Preference, PreferenceCounts, PreferenceSet, read_preferences
+from src.dataset.records import file_fingerprint
+from src.errors import JobError, RecordError
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("question", pa.string()),
+        ("chosen", pa.string()),
+        ("rejected", pa.list_(pa.string())),
+        ("kinds", pa.list_(pa.string())),
+    ]
+)
+_BATCH = 256  # rows written at a time
+
+Check = Callable[[Preference], None]
+
+
+def load_preferences(
+    sets: Sequence[PreferenceSet], cache: Path, check: Check, check_key: str, workers: int = 2
+) -> tuple[Dataset, dict[str, PreferenceCounts]]:
+    """Return all usable rows of the sets as a table of :data:`SCHEMA`, and what each source held.
+
+    Rows that cannot be used are listed in ``errors.jsonl`` beside the table. A later call with the same files and key
+    opens the same table again.
+
+    Args:
+        cache: folder for the table. Rows that bring their image as bytes are stored with it, others by path.
+        check: is called once for each row, in ``workers`` threads, and raises RecordError for one that cannot be used.
+        check_key: changes whenever ``check`` may decide otherwise (processor, limits ...).
+
+    Raises:
+        JobError: as :func:`src.dataset.preference.read_preferences`; or no usable row at all.
+    """
+    what = [(file_fingerprint(one.path), str(one.image_folder)) for one in sets]
+    folder = cache / hashlib.blake2b(json.dumps([what, check_key]).encode(), digest_size=8).hexdigest()
+    if not (folder / "counts.json").exists():
+        _build(sets, folder, check, workers)
+    counts = {}
+    for source, held in json.loads((folder / "counts.json").read_text(encoding="utf-8")).items():
+        counts[source] = PreferenceCounts(**held)
+    if not any(held.groups for held in counts.values()):
+        raise JobError(f"no usable preference in {', '.join(str(one.path) for one in sets)}; see {folder}/errors.jsonl")
+    return Dataset.from_file(str(folder / "preferences.arrow")), counts
+
+
+def split_by_image(table: Dataset, share: float) -> tuple[Dataset, Dataset]:
+    """Split off about ``share`` of the groups, all those of one image (or, without any, one question) on one side.
+
+    Which side a group falls on depends on its images alone, so it stays there when data are added.
+    """
+    held_out: list[bool] = []
+    for row in table.select_columns(["images", "question"]):
+        parts = [image["bytes"] or str(image["path"]).encode() for image in row["images"]] or [row["question"].encode()]
+        digest = hashlib.blake2b(b"".join(hashlib.blake2b(part).digest() for part in parts), digest_size=8).digest()
+        held_out.append(int.from_bytes(digest) < share * 2**64)
+    return (
+        table.select([i for i, out in enumerate(held_out) if not out]),
+        table.select([i for i, out in enumerate(held_out) if out]),
+    )
+
+
+def counts_table(counts: dict[str, PreferenceCounts]) -> str:
+    """What each source held, as lines of text with a total of all rows."""
+    width = max(map(len, [*counts, "source"]))
+    lines = [f"{'source':<{width}}  groups   pairs  text-only  errors"]
+    for source, held in counts.items():
+        kinds = f" ({', '.join(f'{kind} {n}' for kind, n in sorted(held.errors.items()))})" if held.errors else ""
+        numbers = f"{held.groups:>6}  {held.pairs:>6}  {held.text_only:>9}  {sum(held.errors.values()):>6}"
+        lines.append(f"{source:<{width}}  {numbers}{kinds}")
+    groups, errors = (sum(c.groups for c in counts.values()), sum(sum(c.errors.values()) for c in counts.values()))
+    return "\n".join([*lines, f"{groups + errors} rows = {groups} groups + {errors} errors"])
+
+
+def _build(sets: Sequence[PreferenceSet], folder: Path, check: Check, workers: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    counts: dict[str, PreferenceCounts] = {}
+    rows: list[dict[str, Any]] = []
+    table, errors = folder / "preferences.arrow.part", folder / "errors.jsonl"
+    with pa.ipc.new_stream(str(table), SCHEMA) as writer, errors.open("w", encoding="utf-8") as log:
+        for one in sets:
+            for item in tqdm(_checked(read_preferences(one), check, workers), one.name, unit=" rows"):
+                source = one.name if isinstance(item, RecordError) else item.source
+                counts.setdefault(source, PreferenceCounts()).add(item)
+                if isinstance(item, RecordError):
+                    log.write(json.dumps({"source": source, "kind": item.kind, "error": str(item)}) + "\n")
+                    continue
+                rows.append({**asdict(item), "images": [_image(image) for image in item.images]})
+                if len(rows) == _BATCH:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+                    rows.clear()
+        writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
+    table.rename(folder / "preferences.arrow")
+    done = folder / "counts.json.part"
+    done.write_text(json.dumps({source: asdict(held) for source, held in counts.items()}), encoding="utf-8")
+    done.rename(folder / "counts.json")  # last: what makes the table count as whole
+
+
+def _image(image: Any) -> dict[str, Any]:
+    if isinstance(image, bytes):
+        return {"bytes": image, "path": None}
+    return {"bytes": image.get("bytes"), "path": image.get("path")} if isinstance(image, dict) else {"path": image}
+
+
+def _checked(
+    items: Iterable[Preference | RecordError], check: Check, workers: int
+) -> Iterator[Preference | RecordError]:
+    """The items in order, those refused by ``check`` as RecordErrors; a few dozen are looked at at a time."""
+
+    def look(item: Preference | RecordError) -> Preference | RecordError:
+        if isinstance(item, Preference):
+            try:
+                check(item)
+            except RecordError as error:
+                return RecordError(error.kind, f"{item.id}: {error}")
+        return item
+
+    left = iter(items)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque(pool.submit(look, item) for item in islice(left, 16 * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(look, item) for item in islice(left, 1))

@@ -1,0 +1,84 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from src.dataset.preference import find_sets, read_preferences
+from src.dataset.preference_build import caption_groups, most_alike, scene_groups, write_groups
+from src.dataset.scene_text import CORRUPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = [["a red field", "two red fields"], ["a blue lake"], ["a blue lake", "one blue lake"], ["a green wood"]]
+LABELS = ["field", "lake", "lake", "wood"]
+
+
+def test_wrong_captions_are_of_their_kind_and_never_the_images_own():
+    for seed in range(20):
+        groups = list(caption_groups(TEXTS, LABELS, ("other_class", "same_class", "nearest"), seed, [3, 0, 0, 1]))
+        for i, group in enumerate(groups):
+            wrong = dict(zip(group["kinds"], group["rejected"], strict=True))
+            assert group["chosen"] in TEXTS[i]
+            assert not set(wrong.values()) & set(TEXTS[i])
+            assert any(
+                wrong["other_class"] in own for own, label in zip(TEXTS, LABELS, strict=True) if label != LABELS[i]
+            )
+        assert groups[0]["rejected"][groups[0]["kinds"].index("nearest")] == "a green wood"
+        assert "same_class" not in groups[0]["kinds"]  # the only image of its class
+        assert "same_class" not in groups[2]["kinds"]  # its neighbour says the same
+
+
+def test_without_classes_every_other_image_will_do():
+    [first, *_] = caption_groups(TEXTS, [""] * 4, ("other_class", "same_class"), 0)
+    assert first["kinds"] == ["other_class"]
+
+
+def test_most_alike_is_the_obvious_search():
+    features = np.random.default_rng(0).normal(size=(50, 8))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    slow = [max((j for j in range(50) if j != i), key=lambda j: unit[i] @ unit[j]) for i in range(50)]
+    assert most_alike(features, block=7).tolist() == slow
+
+
+def test_scene_groups_are_read_back(tmp_path):
+    counts = write_groups(scene_groups(range(3), size=112), tmp_path / "scenes.parquet")
+    assert counts == dict.fromkeys(CORRUPTIONS, 3)
+    items = list(read_preferences(find_sets(str(tmp_path / "scenes.parquet"))[0]))
+    assert [item.kinds for item in items] == [CORRUPTIONS] * 3
+    assert all(len(item.images) == 1 and item.chosen not in item.rejected for item in items)
+
+
+def test_the_program_makes_a_set_of_a_captioned_table(tmp_path):
+    rng = np.random.default_rng(0)
+    with (tmp_path / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("filename", "title", "label"))
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+            table.writerow((f"{i}.png", f"{['two', 'three'][i % 2]} red ships near pier {i}", "ab"[i % 2]))
+        table.writerow(("missing.png", "a lake", "a"))
+    program = [sys.executable, "python_script/build_preference.py", "captions"]
+    keys = [f"data.path={tmp_path / 'captions.csv'}", "data.source_column=label", f"output={tmp_path / 'p.parquet'}"]
+    done = subprocess.run([*program, *keys], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "6 captioned images, 1 records left out (missing_image 1)" in done.stdout
+    items = list(read_preferences(find_sets(str(tmp_path / "p.parquet"))[0]))
+    assert len(items) == 6
+    assert {"other_class", "same_class", "nearest", "wrong_count", "wrong_colour", "truncated"} <= set(items[0].kinds)
+    assert [item.source for item in items] == list("ababab")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["way=dreams", "output=x"], "captions or scenes"),
+        (["scenes", "output=x", "kinds=[nearest]"], "no kind nearest"),
+    ],
+)
+def test_the_program_refuses_by_name(arguments, message):
+    program = [sys.executable, "python_script/build_preference.py", *arguments]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
