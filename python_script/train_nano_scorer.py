@@ -1,9 +1,10 @@
-"""Train the embedded score model from nothing: towers contrastively, then the whole model on preferences.
+"""Train the embedded score model from nothing: grounding, then towers contrastively, then the whole on preferences.
 
     python python_script/train_nano_scorer.py [CONFIG] data.train=train.parquet data.val=val.parquet [key=value ...]
 
 Needs a captioned data set with classes (the shipped model saw RSICD/AID train); scenes are made on the way. Writes
-``output_dir/contrastive`` (backbone after the first part), ``output_dir/scorer`` (the model) and ``metrics.json``.
+``output_dir/{grounding,contrastive}`` (the model after these parts), ``output_dir/scorer`` (the finished model) and
+``metrics.json``. A part of 0 steps is left out; ``start=FOLDER`` goes on from the model in that folder.
 """
 
 import json
@@ -11,24 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model, save_model
 from transformers import AutoProcessor, TrainingArguments, set_seed
 
 from src.config import MISSING, run_program
 from src.dataset.collate import PairEncoder
-from src.model.nano import nano_config, nano_processor
+from src.model.nano import nano_config, nano_processor, prefer_fast_attention
 from src.model.qwen_reward import Qwen2Reward
-from src.training.contrastive import ContrastiveCollator, ContrastiveModel, ContrastiveTrainer
+from src.training.contrastive import ContrastiveCollator, ContrastiveModel, TowerTrainer
+from src.training.grounding import GroundingCollator, GroundingHeads, GroundingModel
 from src.training.nano_data import NanoData, RealImages, SceneImages, load_real, load_scenes
 from src.training.reward import PreferenceCollator, RewardTrainer, ranking_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
+HEADS = "grounding_heads.safetensors"
 
 
 @dataclass
 class Data:
     train: str = MISSING
     val: str = MISSING
-    scenes: int = 8000
+    scenes: int = 32000
     image_side: int = 112
     vocab_size: int = 3000
 
@@ -44,6 +48,11 @@ class Stage:
 
 
 @dataclass
+class ContrastiveStage(Stage):
+    grounding_weight: float = 0.2
+
+
+@dataclass
 class PreferenceStage(Stage):
     rejected: int = 7
     pooled_weight: float = 0.5
@@ -53,7 +62,8 @@ class PreferenceStage(Stage):
 @dataclass
 class NanoConfig:
     data: Data = field(default_factory=Data)
-    contrastive: Stage = field(default_factory=Stage)
+    grounding: Stage = field(default_factory=Stage)
+    contrastive: ContrastiveStage = field(default_factory=ContrastiveStage)
     preference: PreferenceStage = field(default_factory=PreferenceStage)
     start: str = ""
     output_dir: str = "output/nano_scorer"
@@ -76,20 +86,28 @@ def main(config: NanoConfig) -> None:
         texts = NanoData("contrastive", 1, config.seed, real, scenes).all_texts()
         processor = nano_processor(texts, config.data.vocab_size, side)
         model = Qwen2Reward(nano_config(processor))
+    prefer_fast_attention(model)
     encoder = PairEncoder(processor)
+    heads = GroundingHeads(model.config.get_text_config().hidden_size)
+    if (Path(config.start) / HEADS).is_file():
+        load_model(heads, Path(config.start) / HEADS)
 
+    if config.grounding.steps:
+        data = _draws("grounding", config, config.grounding, real, scenes)
+        arguments = _arguments(config, config.grounding, out / "grounding")
+        TowerTrainer(GroundingModel(model, heads), arguments, GroundingCollator(encoder), data).train()
+        _save(model, processor, heads, out / "grounding")
     if config.contrastive.steps:
-        towers = ContrastiveModel(model)
+        towers = ContrastiveModel(model, heads=heads, grounding_weight=config.contrastive.grounding_weight)
         data = _draws("contrastive", config, config.contrastive, real, scenes)
-        ContrastiveTrainer(
-            towers, _arguments(config, config.contrastive, out / "contrastive"), ContrastiveCollator(encoder), data
-        ).train()
-        _save(model, processor, out / "contrastive", half=False)
+        arguments = _arguments(config, config.contrastive, out / "contrastive")
+        TowerTrainer(towers, arguments, ContrastiveCollator(encoder), data).train()
+        _save(model, processor, heads, out / "contrastive")
     if config.preference.steps:
         data = _draws("preference", config, config.preference, real, scenes, rejected=config.preference.rejected)
         val = {
             "real": NanoData("preference", 1000, 7, *held, real_share=1, same_class=0, clean_only=True, augment=False),
-            "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8),
+            "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8, twins=0),
         }
         trainer = RewardTrainer(
             model,
@@ -99,12 +117,14 @@ def main(config: NanoConfig) -> None:
             val,
             compute_metrics=ranking_metrics,
             processing_class=processor,
+            loss="choice",
             pooled_weight=config.preference.pooled_weight,
             text_weight=config.preference.text_weight,
         )
         trainer.train()
         metrics = {name: trainer.evaluate(held_out, metric_key_prefix=name) for name, held_out in val.items()}
-        _save(model, processor, out / "scorer", half=True)
+        model.save_as(out / "scorer", torch.float16)  # halves the file at no measurable cost
+        processor.save_pretrained(out / "scorer")
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
         print(json.dumps(metrics, indent=2))
     print(f"model: {out / ('scorer' if config.preference.steps else 'contrastive')}")
@@ -141,11 +161,11 @@ def _arguments(config: NanoConfig, stage: Stage, folder: Path) -> TrainingArgume
     )
 
 
-def _save(model: Qwen2Reward, processor, folder: Path, half: bool) -> None:
-    """Write the model and its processor; in bfloat16-free float16, which halves the file at no measurable cost."""
-    stored = {k: v.half() if half else v for k, v in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict={k: v.contiguous() for k, v in stored.items()})
+def _save(model: Qwen2Reward, processor, heads: GroundingHeads, folder: Path) -> None:
+    """Write what a later part starts from."""
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    save_model(heads, str(folder / HEADS))
 
 
 if __name__ == "__main__":

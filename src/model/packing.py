@@ -21,7 +21,7 @@ def pack(groups: Sequence[Sequence[list[int]]], pad_id: int) -> tuple[Tensor, Te
     """Lay each group's rows into one, around the longest prefix they share (all but one token at most).
 
     Args:
-        groups: per group K token lists, K the same for all.
+        groups: per group its token lists, as many as it has answers.
 
     Returns:
         ``input_ids`` and ``segment_ids``, both ``(groups, longest)``.
@@ -62,7 +62,7 @@ def packed_positions(prefix_positions: Tensor, segment_ids: Tensor) -> Tensor:
 
 
 def packed_ends(segment_ids: Tensor) -> Tensor:
-    """Return ``(rows, K)`` indexes of the last token of each answer."""
+    """Return ``(rows, K)`` indexes of the last token of each answer, K being the most of any row; -1 for none."""
     answers = torch.arange(1, int(segment_ids.max()) + 1, device=segment_ids.device)
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device)
     return torch.where(segment_ids[:, None] == answers[None, :, None], index, -1).amax(-1)

@@ -6,8 +6,11 @@
 >>> outputs.values                                 # (rows,), each > 0; also as outputs.value
 """
 
+import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,6 +127,15 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
         """Save in our layout, whatever layout the weights came from."""
         super().save_pretrained(save_directory, *args, **{"save_original_format": False, **kwargs})
 
+    def save_as(self, folder: str | Path, dtype: torch.dtype, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Save weights (the model's own, or as gathered from several processes) in ``dtype``; the config says so."""
+        weights = self.state_dict() if weights is None else weights
+        self.save_pretrained(folder, state_dict={name: w.to(dtype).contiguous() for name, w in weights.items()})
+        config = copy.deepcopy(self.config)
+        config.dtype = dtype
+        config.architectures = [type(self).__name__]
+        config.save_pretrained(folder)
+
     def encode_images(self, pixel_values: Tensor, image_grid_thw: Tensor | None) -> tuple[Tensor, ...]:
         """Run the vision tower once per image.
 
@@ -177,7 +189,8 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
                 ``config.ranked_candidate_num``); False does not; None does if rows come in whole groups of K > 1.
 
             segment_ids: ``(rows, length)``, if each row packs several answers (see :mod:`src.model.packing`); then
-                ``values`` are row after row, answer after answer, and ``attention_mask`` is not used.
+                ``values`` are row after row, answer after answer, NaN for answers that a row has fewer than another,
+                and ``attention_mask`` is not used.
 
         Raises:
             ValueError: ``return_loss=True`` and rows are not a multiple of K; or image tokens and features differ.
@@ -215,6 +228,7 @@ class Qwen2Reward(Qwen2VLPreTrainedModel):
         last = packed_ends(attention_mask[:, -length:] if segment_ids is None else segment_ids)
         pooled = hidden[torch.arange(rows, device=hidden.device)[:, None], last].flatten(0, 1)
         values = nn.functional.softplus(self.reward_head(pooled).squeeze(-1).float())
+        values = values.masked_fill(last.flatten() < 0, float("nan"))
 
         loss, accuracy = self._rank(values, return_loss)
         output = Qwen2RewardOutput(loss, values, accuracy, hidden, outputs.past_key_values)

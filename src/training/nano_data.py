@@ -4,9 +4,10 @@ A data set here is a function of (seed, index) with as many indexes as the train
 whole training, and any draw can be repeated.
 """
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +19,17 @@ from tqdm import tqdm
 
 from src.dataset.images import open_image
 from src.dataset.records import DataSpec, read_records
-from src.dataset.scene_facts import Facts, draw_facts
-from src.dataset.scene_text import CORRUPTIONS, captions, corrupt, garbled, off_topic, vague
-from src.dataset.scenes import make_scene, scene_rng, scene_seeds
+from src.dataset.scene_facts import RELATIONS, Facts, draw_facts
+from src.dataset.scene_text import CHANGES, CORRUPTIONS, caption, captions, corrupt, garbled, off_topic, vague
+from src.dataset.scenes import SceneObject, make_scene, scene_rng, scene_seeds
+from src.training.grounding import no_labels, scene_labels
 
 Sample = dict[str, Any]
+MADE_SIDE = 224  # pixels a side at which scenes are drawn
+CELL = 28  # pixels a side of one image token
+NEAR_MISSES = ("wrong_object", "wrong_count", "wrong_colour", "wrong_relation", "invented_object")
+_KIND_SHARES = np.array([1.0 if kind in NEAR_MISSES else 0.2 for kind in CORRUPTIONS])
+_KIND_SHARES /= _KIND_SHARES.sum()
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,11 @@ class RealImages:
 
 @dataclass(frozen=True)
 class SceneImages:
-    """Made scenes: ``(n, side, side, 3)`` uint8 pixels and the facts that captions are made from."""
+    """Made scenes: ``(n, side, side, 3)`` uint8 pixels, facts for captions, and objects (boxes on ``MADE_SIDE`` px)."""
 
     pixels: np.ndarray
     facts: list[Facts]
+    objects: list[tuple[SceneObject, ...]]
 
 
 def load_real(path: str, text_column: str = "captions", label_column: str = "label") -> RealImages:
@@ -61,19 +69,28 @@ def load_real(path: str, text_column: str = "captions", label_column: str = "lab
 
 
 def load_scenes(seed: int, count: int, side: int, cache: Path, processes: int = 2) -> SceneImages:
-    """Make scenes (about 20 ms each), shrunk to ``side`` px, or read the pixels back from ``cache``."""
+    """Make scenes (about 7 ms each on one core), shrunk to ``side`` px, or read them back from ``cache``."""
     seeds = scene_seeds(seed, count)
-    stored = cache / f"scenes-{seed}-{count}-{side}.npy"
-    if not stored.exists():
-        with ProcessPoolExecutor(processes) as pool:
-            made = list(tqdm(pool.map(partial(_scene_pixels, side=side), seeds, chunksize=32), "scenes", count))
+    pixels, objects = (cache / f"scenes-{seed}-{count}-{side}.{kind}" for kind in ("npy", "json"))
+    if not objects.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        np.save(stored, np.stack(made))
-    return SceneImages(np.load(stored), [draw_facts(scene_rng(seed)) for seed in seeds])
+        made = np.lib.format.open_memmap(pixels, "w+", np.uint8, (count, side, side, 3))
+        boxes = []
+        with ProcessPoolExecutor(processes) as pool:
+            scenes = pool.map(partial(_scene, side=side), seeds, chunksize=32)
+            for i, (image, things) in enumerate(tqdm(scenes, "scenes", count)):
+                made[i] = image
+                boxes.append(things)
+        made.flush()
+        objects.write_text(json.dumps(boxes))
+    found = [tuple(SceneObject(c, k, tuple(b), r) for c, k, b, r in one) for one in json.loads(objects.read_text())]
+    return SceneImages(np.load(pixels, mmap_mode="r"), [draw_facts(scene_rng(seed)) for seed in seeds], found)
 
 
-def _scene_pixels(seed: int, side: int) -> np.ndarray:
-    return np.asarray(make_scene(seed).image.resize((side, side), Image.Resampling.BICUBIC))
+def _scene(seed: int, side: int) -> tuple[np.ndarray, list[tuple]]:
+    scene = make_scene(seed, size=MADE_SIDE)
+    objects = [(thing.category, thing.colour, thing.box, thing.role) for thing in scene.objects]
+    return np.asarray(scene.image.resize((side, side), Image.Resampling.BICUBIC)), objects
 
 
 @dataclass
@@ -81,17 +98,18 @@ class NanoData(Dataset):
     """Draws of one kind from both sources.
 
     Attributes:
-        task: ``contrastive`` draws ``{"image", "text", "hard"}``, ``preference`` draws groups for
-            :class:`src.training.reward.PreferenceCollator`.
+        task: ``grounding`` draws scenes as ``{"image", "labels"}``; ``contrastive`` ``{"image", "text", "hard",
+            "labels"}``; ``preference`` groups for :class:`src.training.reward.PreferenceCollator`.
         size: number of draws.
         real_share: share of draws from real images, 0..1.
         same_class: of the rejected captions of a real image, the share taken from its own class, 0..1.
         rejected: wrong answers in a group.
         clean_only: reject captions of other images only, no garbled, vague or off-topic text.
-        augment: turn, flip and crop real images (captions of scenes say left and right, so these stay as they are).
+        augment: turn, flip and crop real images; turn and flip scenes, and what their captions say of directions.
+        twins: share of scenes whose right and nearly right captions use the same words but for what is wrong, 0..1.
     """
 
-    task: Literal["contrastive", "preference"]
+    task: Literal["grounding", "contrastive", "preference"]
     size: int
     seed: int
     real: RealImages
@@ -101,6 +119,7 @@ class NanoData(Dataset):
     rejected: int = 3
     clean_only: bool = False
     augment: bool = True
+    twins: float = 0.5
 
     def __post_init__(self) -> None:
         labels = np.array(self.real.labels)
@@ -122,10 +141,12 @@ class NanoData(Dataset):
         chosen = _draw(rng, self.real.texts[i])
         if self.augment:
             image = _augmented(image, rng)
-        sample: Sample = {"image": Image.fromarray(image)}
+        picture = Image.fromarray(image)
         if self.task == "contrastive":
-            return {**sample, "text": chosen}
-        return {**sample, "chosen": chosen, "rejected": [self._wrong(rng, i, chosen) for _ in range(self.rejected)]}
+            labels = no_labels(self.scenes.pixels.shape[1] // CELL)
+            return {"image": picture, "text": chosen, "labels": labels}
+        wrong = [self._wrong(rng, i, chosen) for _ in range(self.rejected)]
+        return {"images": [picture], "chosen": chosen, "rejected": wrong}
 
     def _wrong(self, rng: np.random.Generator, i: int, chosen: str) -> str:
         kind = 1.0 if self.clean_only else rng.random()
@@ -144,17 +165,30 @@ class NanoData(Dataset):
         return _draw(rng, self.real.texts[int(rng.choice(self._other[label]))])
 
     def _scene(self, rng: np.random.Generator, i: int) -> Sample:
-        facts = self.scenes.facts[i]
-        image = Image.fromarray(self.scenes.pixels[i])
-        chosen = captions(facts, rng, 1)[0]
-        kinds = rng.permutation(CORRUPTIONS)
+        pixels, facts, objects = self.scenes.pixels[i], self.scenes.facts[i], self.scenes.objects[i]
+        if self.augment:
+            pixels, facts, objects = turned(pixels, facts, objects, int(rng.integers(4)), bool(rng.integers(2)))
+        picture = Image.fromarray(pixels)
+        labels = scene_labels(facts, objects, len(pixels) // CELL, MADE_SIDE) if self.task != "preference" else None
+        if self.task == "grounding":
+            return {"image": picture, "labels": labels}
+        kinds = [str(kind) for kind in rng.choice(CORRUPTIONS, 9, replace=False, p=_KIND_SHARES)]
         if self.task == "contrastive":
-            return {"image": image, "text": chosen, "hard": corrupt(facts, rng, str(kinds[0]))[0]}
-        return {
-            "image": image,
-            "chosen": chosen,
-            "rejected": [corrupt(facts, rng, str(k))[0] for k in kinds[: self.rejected]],
-        }
+            chosen, [hard] = self._texts(facts, rng, kinds[:1])
+            return {"image": picture, "text": chosen, "hard": hard, "labels": labels}
+        chosen, wrong = self._texts(facts, rng, kinds[: self.rejected])
+        return {"images": [picture], "chosen": chosen, "rejected": wrong}
+
+    def _texts(self, facts: Facts, rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, list[str]]:
+        """A right caption and one wrong caption of each kind, in some draws all put in the same words."""
+        if rng.random() >= self.twins:
+            return captions(facts, rng, 1)[0], [corrupt(facts, rng, kind)[0] for kind in kinds]
+        near = {kind: CHANGES[kind](facts, rng) for kind in kinds if kind in NEAR_MISSES}
+        mention = frozenset().union(*(facts_named for _, facts_named in near.values()))
+        words = int(rng.integers(2**32))
+        told = {kind: caption(changed, np.random.default_rng(words), mention) for kind, (changed, _) in near.items()}
+        wrong = [told[kind] if kind in told else corrupt(facts, rng, kind)[0] for kind in kinds]
+        return caption(facts, np.random.default_rng(words), mention), wrong
 
     def all_texts(self, draws: int = 3000) -> list[str]:
         """Every real caption, and captions of made scenes right and wrong: what a tokeniser is trained on."""
@@ -177,3 +211,20 @@ def _augmented(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
     image = np.rot90(image[y : y + h, x : x + w], int(rng.integers(4)))
     return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image)
+
+
+def turned(
+    pixels: np.ndarray, facts: Facts, objects: tuple[SceneObject, ...], quarters: int, mirrored: bool
+) -> tuple[np.ndarray, Facts, tuple[SceneObject, ...]]:
+    """A scene turned left by quarters of a circle, then perhaps mirrored left to right, with what is true of it."""
+    relation = RELATIONS[(RELATIONS.index(facts.relation) - quarters) % 4]
+    boxes = [thing.box for thing in objects]
+    for _ in range(quarters % 4):
+        boxes = [(y1, MADE_SIDE - x2, y2, MADE_SIDE - x1) for x1, y1, x2, y2 in boxes]
+    pixels = np.rot90(pixels, quarters)
+    if mirrored:
+        relation = {"left of": "right of", "right of": "left of"}.get(relation, relation)
+        boxes = [(MADE_SIDE - x2, y1, MADE_SIDE - x1, y2) for x1, y1, x2, y2 in boxes]
+        pixels = pixels[:, ::-1]
+    moved = tuple(replace(thing, box=box) for thing, box in zip(objects, boxes, strict=True))
+    return np.ascontiguousarray(pixels), replace(facts, relation=relation), moved
