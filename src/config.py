@@ -85,7 +85,8 @@ def help_text(main: Callable[..., object], schema: type, default_config: Path) -
     shown |= {key: "(required)" for key, value in shown.items() if value in (MISSING, "")}
     width, value_width = max(map(len, shown)), max(map(len, shown.values()))
     table = [f"  {k:<{width}}  {v:<{value_width}}  {comments.get(k, '')}".rstrip() for k, v in shown.items()]
-    usage = f"usage: python python_script/{Path(inspect.getfile(main)).name} [CONFIG] [key=value ...]"
+    folder, found, program = inspect.getfile(main).rpartition("python_script/")
+    usage = f"usage: python {found}{program if found else Path(folder + program).name} [CONFIG] [key=value ...]"
     head = [inspect.cleandoc(main.__globals__["__doc__"] or ""), usage, f"keys and defaults of {default_config.name}:"]
     return "\n".join(["\n\n".join(head), *table])
 
