@@ -41,7 +41,11 @@ def words_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_real_programs_and_keys(command, monkeypatch):
-    runner, program, *arguments = words_of(command)
+    words = words_of(command)
+    if words[:2] == ["accelerate", "launch"]:
+        assert (ROOT / words[3]).is_file()
+        words = ["python", *words[4:]]
+    runner, program, *arguments = words
     assert runner == ("bash" if program.endswith(".sh") else "python")
     assert (ROOT / program).is_file()
     if program == "script/score_dataset.sh":
@@ -103,6 +107,13 @@ def test_quick_start_keeps_its_word_and_the_python_blocks_run():
     assert len(blocks) >= 2
     for block in blocks:
         run([sys.executable, "-c", block])
+
+
+@pytest.mark.slow
+def test_packed_groups_train_many_times_as_fast_as_the_published_form():
+    """The program itself refuses gradients that differ."""
+    printed = run([sys.executable, "python_script/benchmark.py", "train_reward", "--repeats", "1"])
+    assert float(re.fullmatch(r"ratio ([\d.]+)", printed.splitlines()[-1])[1]) >= 5
 
 
 @pytest.mark.slow

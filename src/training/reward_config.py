@@ -139,7 +139,8 @@ def training_arguments(config: RewardConfig, evaluates: bool) -> TrainingArgumen
         adam_beta1=beta1,
         adam_beta2=beta2,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr": config.scheduler.t_min},
+        # As a rate: DeepSpeed's optimizers do not have the defaults that the absolute form looks up.
+        lr_scheduler_kwargs={"min_lr_rate": config.scheduler.t_min / config.optimizer.learning_rate},
         warmup_steps=config.scheduler.t_warmup,
         logging_steps=config.console_log_interval,
         save_strategy=when,
