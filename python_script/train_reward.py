@@ -21,7 +21,8 @@ from src.config import run_program
 from src.dataset.collate import PairEncoder
 from src.dataset.preference import Preference, find_sets
 from src.dataset.preference_cache import counts_table, load_preferences, split_by_image
-from src.errors import RecordError
+from src.errors import JobError, RecordError
+from src.model.checkpoint import locate
 from src.model.qwen_reward import Qwen2Reward
 from src.training.reward import PreferenceCollator, RewardTrainer, encode_group, ranking_metrics
 from src.training.reward_config import Data, RewardConfig, make_trainable, resume_point, training_arguments
@@ -39,7 +40,10 @@ def main(config: RewardConfig) -> None:
     arguments = training_arguments(config, bool(config.data.eval_target_root or config.data.eval_share))
     set_seed(config.seed)
     size = {"shortest_edge": 56 * 56, "longest_edge": config.data.max_pixel_base * 28 * 28}
-    processor = AutoProcessor.from_pretrained(config.model.base_model_path)
+    try:
+        processor = AutoProcessor.from_pretrained(locate(config.model.base_model_path))
+    except (OSError, ValueError) as error:
+        raise JobError(f"model.base_model_path: no processor at {config.model.base_model_path!r}: {error}") from error
     if processor.image_processor.size["longest_edge"] > size["longest_edge"]:
         processor.image_processor.size = size
     encoder = PairEncoder(processor, max_tokens=config.data.max_tokens)
@@ -100,6 +104,8 @@ def _data(data: Data, encoder: PairEncoder, k: int) -> tuple[Any, Any, str, floa
         return train, held_out, f"{report}\nheld out:\n{counts_table(counts)}", pairs
     if data.eval_share:
         train, held_out = split_by_image(train, data.eval_share)
+        if not (len(train) and len(held_out)):
+            raise JobError(f"data.eval_share={data.eval_share} leaves nothing to train or to evaluate on; 0 skips that")
         report += f"\nheld out by image: {len(held_out)} groups of {len(train) + len(held_out)}"
         return train, held_out, report, pairs
     return train, None, report, pairs

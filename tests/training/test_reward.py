@@ -235,8 +235,13 @@ def test_the_program_trains_from_files_resumes_and_its_model_scores(tmp_path, se
     assert 0 <= metrics["eval_accuracy"] <= 1
     scores = Scorer.from_pretrained(tmp_path / "out" / "final").score([{"image": picture(0), "text": "a lake ."}])
     assert scores[0] > 0
-    refused = launch([sys.executable], keys)
-    assert (refused.returncode, "holds a run already" in refused.stderr) == (2, True)
+    for changed, message in (
+        ({}, "holds a run already"),
+        ({"save_folder": tmp_path / "new", "data.eval_share": 1e-9}, "leaves nothing"),
+        ({"save_folder": tmp_path / "new", "model.base_model_path": tmp_path / "none"}, "no processor at"),
+    ):
+        refused = launch([sys.executable], {**keys, **changed})
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr[-1000:]
 
     expected = logged_losses(tmp_path / "out" / "checkpoint-4")
     resumed = launch([sys.executable], {**keys, "load_path": tmp_path / "out" / "checkpoint-2"})
