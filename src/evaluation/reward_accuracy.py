@@ -85,9 +85,12 @@ def summary(pairs: Pairs) -> dict[str, Any]:
 
 
 def by(pairs: Pairs, attribute: Literal["source", "kind"]) -> dict[str, dict[str, Any]]:
-    """:func:`summary` for each source or kind."""
+    """:func:`summary` for each source or kind, without the bins of the calibration."""
     values = getattr(pairs, attribute)
-    return {str(value): summary(pairs.where(values == value)) for value in np.unique(values)}
+    found = {str(value): summary(pairs.where(values == value)) for value in np.unique(values)}
+    for measured in found.values():
+        del measured["calibration"]
+    return found
 
 
 def longer_wins(groups: Groups, pairs: Pairs) -> Pairs:
