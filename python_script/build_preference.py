@@ -85,7 +85,7 @@ def _captioned(config: BuildConfig, kinds: Sequence[str]) -> Iterator[dict[str, 
     usable: dict[int, tuple[list[str], str]] = {}
     features, errors = [], Counter[str]()
     for record in tqdm(read_records(spec), "reading", unit=" records"):
-        texts = list(dict.fromkeys(text for text in record.texts if any(map(str.isalnum, text))))
+        texts = record.captions
         try:
             if record.error or not texts:
                 raise record.error or RecordError("empty_text", "no caption with a letter in it")

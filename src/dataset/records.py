@@ -62,6 +62,11 @@ class Record:
     source: str = ""
     error: RecordError | None = None
 
+    @property
+    def captions(self) -> list[str]:
+        """The texts that say anything (have a letter or digit), each once, in order: what is worth learning from."""
+        return list(dict.fromkeys(text for text in self.texts if any(map(str.isalnum, text))))
+
 
 def count_records(spec: DataSpec) -> int:
     """Number of rows, unusable ones included. Raises JobError as ``inspect``, or for a broken JSON list."""

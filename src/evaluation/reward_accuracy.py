@@ -104,12 +104,14 @@ def words_win(groups: Groups, pairs: Pairs, folds: int = 5, seed: int = 0) -> Pa
     A logistic regression on the difference of hashed counts: what can be learned from these texts without any image.
     """
     torch.manual_seed(seed)
-    texts = [(groups[int(g)]["chosen"], r) for g, r in zip(pairs.group, _rejected(groups), strict=True)]
-    ids, ends = zip(*((_hashes(c) + _hashes(r), len(_hashes(c))) for c, r in texts), strict=True)
-    signs = [torch.tensor([1.0] * end + [-1.0] * (len(row) - end)) for row, end in zip(ids, ends, strict=True)]
-    rows = [torch.tensor(row) for row in ids]
+    rows, signs = [], []
+    for group in groups:
+        chosen = _hashes(group["chosen"])
+        for rejected in map(_hashes, group["rejected"]):
+            rows.append(torch.tensor(chosen + rejected))
+            signs.append(torch.tensor([1.0] * len(chosen) + [-1.0] * len(rejected)))
     fold = np.random.default_rng(seed).permutation(folds * (pairs.group.max() // folds + 1))[pairs.group] % folds
-    gap = np.zeros(len(texts))
+    gap = np.zeros(len(rows))
     for held_out in range(folds):
         weight = torch.zeros(_HASHES, requires_grad=True)
         optimizer = torch.optim.Adam([weight], lr=0.02)

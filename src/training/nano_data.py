@@ -60,10 +60,9 @@ def load_real(path: str, text_column: str = "captions", label_column: str = "lab
     """Read a captioned data set into memory, leaving out records and captions that are no use (empty, only a dot)."""
     data = RealImages([], [], [])
     for record in tqdm(read_records(DataSpec(path, text_column=text_column, source_column=label_column)), "real"):
-        texts = list(dict.fromkeys(text for text in record.texts if any(map(str.isalnum, text))))
-        if record.error is None and texts:
+        if record.error is None and record.captions:
             data.pixels.append(np.asarray(open_image(record.images[0])))
-            data.texts.append(texts)
+            data.texts.append(record.captions)
             data.labels.append(record.source)
     return data
 

@@ -1,10 +1,8 @@
 """Train the score model to prefer the chosen answer, with Hugging Face's Trainer."""
 
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -112,7 +110,7 @@ class RewardTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.loss, self.margin, self.centring_weight = loss, margin, centring_weight
         self.pooled_weight, self.text_weight = pooled_weight, text_weight
-        self._since_log: dict[str, list[float]] = defaultdict(list)
+        self._since_log: list[Tensor] = []
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Loss of a batch of :class:`PreferenceCollator`; with outputs also ``{"values": (groups, K)}``, NaN absent."""
@@ -144,23 +142,20 @@ class RewardTrainer(Trainer):
         return loss
 
     def _note(self, scores: Tensor, segment_ids: Tensor) -> None:
-        """Keep what the next log line averages, over all processes."""
+        """Keep what the next log line sums up, of all processes; on the device, so that no step waits for it."""
         gap = (scores[:, :1] - scores[:, 1:]).flatten()
         gap, given = gap[~torch.isnan(gap)], scores[~torch.isnan(scores)]
         local = torch.stack(
             [(gap > 0).float().mean(), gap.mean(), given.min(), given.mean(), given.max(), (segment_ids >= 0).sum()]
         ).float()
-        everywhere = self.accelerator.gather(local[None])
-        for name, values in zip(_LOGGED, everywhere.T, strict=True):
-            merge = {"score_min": values.min, "score_max": values.max, "tokens": values.sum}.get(name, values.mean)
-            self._since_log[name].append(merge().item())
+        self._since_log.append(self.accelerator.gather(local[None]))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add what was noted since the last training line: accuracy, margin, range of scores, tokens."""
-        if "loss" in logs:
-            merges: dict[str, Callable[[list[float]], float]] = {"score_min": min, "score_max": max, "tokens": sum}
-            for name, seen in self._since_log.items():
-                logs[name] = float(f"{merges.get(name, fmean)(seen):.5g}")
+        if "loss" in logs and self._since_log:
+            for name, seen in zip(_LOGGED, torch.cat(self._since_log).T, strict=True):
+                merge = {"score_min": seen.min, "score_max": seen.max, "tokens": seen.sum}.get(name, seen.mean)
+                logs[name] = float(f"{merge().item():.5g}")
             self._since_log.clear()
         super().log(logs, *args, **kwargs)
 

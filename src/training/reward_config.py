@@ -9,6 +9,7 @@ import torch
 from omegaconf import MISSING
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from src.errors import JobError
 from src.model.qwen_reward import Qwen2Reward
@@ -198,8 +199,7 @@ def resume_point(config: RewardConfig) -> str | None:
     """
     folder = Path(config.save_folder)
     if config.load_path == "last":
-        found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        return str(found[-1]) if found else None
+        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if config.load_path:
         if not Path(config.load_path, "trainer_state.json").is_file():
             raise JobError(f"load_path: {config.load_path} is no checkpoint of a training")
