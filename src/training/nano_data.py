@@ -118,7 +118,7 @@ class NanoData(Dataset):
     rejected: int = 3
     clean_only: bool = False
     augment: bool = True
-    twins: float = 0.5
+    twins: float = 0.7
 
     def __post_init__(self) -> None:
         labels = np.array(self.real.labels)

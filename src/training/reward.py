@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import Trainer
 
 from src.dataset.collate import EncodedImage, PairEncoder
-from src.errors import RecordError
+from src.errors import JobError, RecordError
 from src.model.packing import pack
 from src.model.ranking import choice_loss, pairwise_loss, pooled_loss, ranking_loss
 
@@ -107,10 +110,24 @@ class RewardTrainer(Trainer):
         text_weight: float = 0.0,
         **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
         self.loss, self.margin, self.centring_weight = loss, margin, centring_weight
         self.pooled_weight, self.text_weight = pooled_weight, text_weight
+        super().__init__(*args, **kwargs)
         self._since_log: list[Tensor] = []
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let FSDP2 run on CPUs too, where torch has it (gloo) and accelerate offers it for accelerators alone."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3 and self.text_weight:
+            raise JobError(
+                "loss.text_weight needs the whole word embeddings, which ZeRO-3 divides; use FSDP2 or ZeRO-2"
+            )
+        if self.args.fsdp_plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            # A later AcceleratorState() takes the type over from PartialState.
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Loss of a batch of :class:`PreferenceCollator`; with outputs also ``{"values": (groups, K)}``, NaN absent."""
@@ -182,6 +199,7 @@ class RewardTrainer(Trainer):
 def _text_loss(hidden: Tensor, embeddings: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the chosen answers' tokens, each predicted from the token before it."""
     chosen = inputs["segment_ids"][:, 1:] == 1
+    embeddings = embeddings.full_tensor() if isinstance(embeddings, DTensor) else embeddings
     logits = hidden[:, :-1][chosen] @ embeddings.T
     return F.cross_entropy(logits.float(), inputs["input_ids"][:, 1:][chosen])
 

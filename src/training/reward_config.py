@@ -1,5 +1,6 @@
 """Every key of the reward trainer, and what they mean to Hugging Face's Trainer, PEFT and the model."""
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,6 @@ import torch
 from omegaconf import MISSING
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from src.errors import JobError
 from src.model.qwen_reward import Qwen2Reward
@@ -117,6 +117,8 @@ def training_arguments(config: RewardConfig, evaluates: bool) -> TrainingArgumen
     _one_of("run_strategy", config.run_strategy, "epoch", "step")
     _one_of("checkpoint.save_strategy", config.checkpoint.save_strategy, "epoch", "step")
     _one_of("precision", config.precision, "bf16", "fp16", "fp32")
+    # Trainer would let a launch file's mixed_precision stand where neither bf16 nor fp16 is asked for.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no" if config.precision == "fp32" else config.precision
     keep, by_step = config.checkpoint.save_num_checkpoints_to_keep, config.checkpoint.save_strategy == "step"
     when: Any = "steps" if by_step else "epoch"
     beta1, beta2 = config.optimizer.betas
@@ -154,6 +156,8 @@ def training_arguments(config: RewardConfig, evaluates: bool) -> TrainingArgumen
         dataloader_num_workers=config.data.num_workers,
         remove_unused_columns=False,
         report_to=["tensorboard", *(["wandb"] if config.wandb.enabled else [])],
+        # accelerate reads its own settings of FSDP on GPUs alone; named here, processes on CPUs follow them too.
+        fsdp=True if _wants_fsdp() else None,
     )
 
 
@@ -191,7 +195,7 @@ def make_trainable(model: Qwen2Reward, config: Model) -> Any:
 
 
 def resume_point(config: RewardConfig) -> str | None:
-    """The checkpoint to go on from: ``load_path`` itself, or with ``load_path=last`` the newest in ``save_folder``.
+    """The checkpoint to go on from: ``load_path``, or with ``load_path=last`` the newest whole one in ``save_folder``.
 
     Raises:
         JobError: no such checkpoint; or ``save_folder`` holds a finished or begun run and neither ``load_path`` nor
@@ -199,7 +203,9 @@ def resume_point(config: RewardConfig) -> str | None:
     """
     folder = Path(config.save_folder)
     if config.load_path == "last":
-        return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        # The state is written last: a folder without it is what a killed process left half done.
+        done = [found.parent for found in folder.glob("checkpoint-*/trainer_state.json")]
+        return str(max(done, key=lambda one: int(one.name.rpartition("-")[2]))) if done else None
     if config.load_path:
         if not Path(config.load_path, "trainer_state.json").is_file():
             raise JobError(f"load_path: {config.load_path} is no checkpoint of a training")
@@ -207,6 +213,11 @@ def resume_point(config: RewardConfig) -> str | None:
     if (folder / "config.yaml").exists() and not config.save_overwrite:
         raise JobError(f"{folder} holds a run already: go on with load_path=last, or set save_overwrite=true")
     return None
+
+
+def _wants_fsdp() -> bool:
+    """Whether ``accelerate launch`` was told to use FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def _one_of(key: str, value: str, *options: str) -> None:

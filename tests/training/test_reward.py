@@ -1,10 +1,5 @@
 """The reward trainer's parts: batches of mixed groups, losses with absent answers, what trains, metrics."""
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +10,6 @@ from PIL import Image
 from transformers import TrainingArguments
 
 from src.curation.scorer import NANO, Scorer
-from src.dataset.preference_build import scene_groups, write_groups
 from src.errors import JobError, RecordError
 from src.model.qwen_reward import Qwen2Reward
 from src.model.ranking import choice_loss, pairwise_loss, pooled_loss, ranking_loss
@@ -192,89 +186,3 @@ def test_resume_points(tmp_path):
         resume_point(RewardConfig(save_folder=str(tmp_path), load_path=str(tmp_path)))
     with pytest.raises(JobError, match="precision"):
         training_arguments(RewardConfig(save_folder=str(tmp_path), precision="int8"), evaluates=False)
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory) -> Path:
-    """48 scenes with nine wrong captions each, a text-only group, and a row that cannot be used."""
-    folder = tmp_path_factory.mktemp("sets")
-    write_groups(scene_groups(range(48), size=112), folder / "scenes.parquet")
-    rows = [{"question": "Why?", "chosen": "So it is.", "rejected": ["no", "x"]}, {"chosen": "bad row"}]
-    (folder / "text.json").write_text(json.dumps(rows))
-    return folder
-
-
-def launch(launcher: list[str], keys: dict[str, object], **environment: str) -> subprocess.CompletedProcess:
-    common = {
-        "data.num_workers": 1, "run_strategy": "step", "checkpoint.save_strategy": "step", "precision": "fp32",
-        "console_log_interval": 1, "scheduler.t_warmup": 1, "activation_checkpointing": "false",
-        "optimizer.learning_rate": 1e-3, "checkpoint.save_num_checkpoints_to_keep": 9,
-    }  # fmt: skip
-    arguments = [f"{key}={value}" for key, value in {**common, **keys}.items()]
-    command = [*launcher, "python_script/train_reward.py", "config/reward_training_stage1.yaml", *arguments]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
-
-
-def logged_losses(checkpoint: Path) -> list[float]:
-    state = json.loads((checkpoint / "trainer_state.json").read_text())
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-
-
-@pytest.mark.slow
-def test_the_program_trains_from_files_resumes_and_its_model_scores(tmp_path, sets):
-    keys = {
-        "save_folder": tmp_path / "out", "data.target_root": sets, "data.cache_dir": tmp_path / "cache",
-        "data.eval_share": 0.3, "run_duration": 4, "checkpoint.save_interval": 2, "device_train_batch_size": 4,
-    }  # fmt: skip
-    whole = launch([sys.executable], keys)
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    assert "50 rows = 49 groups + 1 errors" in whole.stdout
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["train_pairs_per_second"] > 0
-    assert 0 <= metrics["eval_accuracy"] <= 1
-    scores = Scorer.from_pretrained(tmp_path / "out" / "final").score([{"image": picture(0), "text": "a lake ."}])
-    assert scores[0] > 0
-    for changed, message in (
-        ({}, "holds a run already"),
-        ({"save_folder": tmp_path / "new", "data.eval_share": 1e-9}, "leaves nothing"),
-        ({"save_folder": tmp_path / "new", "model.base_model_path": tmp_path / "none"}, "no processor at"),
-    ):
-        refused = launch([sys.executable], {**keys, **changed})
-        assert (refused.returncode, message in refused.stderr) == (2, True), refused.stderr[-1000:]
-
-    expected = logged_losses(tmp_path / "out" / "checkpoint-4")
-    resumed = launch([sys.executable], {**keys, "load_path": tmp_path / "out" / "checkpoint-2"})
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert logged_losses(tmp_path / "out" / "checkpoint-4") == expected
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("g++"), reason="DeepSpeed compiles a helper with g++")
-def test_two_processes_give_the_losses_of_one_and_zero_2_too(tmp_path, sets):
-    """DeepSpeed ZeRO-2 with the settings that `accelerate launch` hands on, a checkpoint, and a model that loads."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node"]
-    build = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()"
-    zero = {"DS_ACCELERATOR": "cpu", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
-    # Two processes that compile DeepSpeed's helper at once would abort.
-    subprocess.run([sys.executable, "-c", build], env={**os.environ, **zero}, check=True, capture_output=True)
-    losses = {}
-    runs: list[tuple[str, int, dict[str, str]]] = [("one", 1, {}), ("two", 2, {}), ("zero", 2, zero)]
-    for name, processes, environment in runs:
-        keys = {
-            "save_folder": tmp_path / name, "data.target_root": sets / "scenes.parquet",
-            "data.cache_dir": tmp_path / "cache", "data.eval_share": 0, "run_duration": 20,
-            "checkpoint.save_interval": 20, "device_train_batch_size": 4 // processes,
-            "model.train_text_model": "true", "model.train_vision_model": "true",
-        }  # fmt: skip
-        done = launch([*torchrun, str(processes)], keys, **environment)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert f"{processes} processes on cpu" in done.stdout
-        losses[name] = logged_losses(tmp_path / name / "checkpoint-20")
-    assert len(losses["one"]) == 20
-    assert losses["two"] == pytest.approx(losses["one"], abs=1e-4)
-    assert losses["zero"] == pytest.approx(losses["two"], abs=1e-3)
-    assert (tmp_path / "zero" / "checkpoint-20" / "global_step20").is_dir()
-    final = [Scorer.from_pretrained(tmp_path / name / "final") for name in ("two", "zero")]
-    two, zeroed = (scorer.score([{"image": picture(0), "text": "a lake ."}])[0] for scorer in final)
-    assert two == pytest.approx(zeroed, rel=0.02)
