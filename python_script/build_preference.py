@@ -47,6 +47,7 @@ class Scenes:
     count: int = 1000
     seed: int = 3
     size: int = 224
+    alike: float = 1.0
 
 
 @dataclass
@@ -55,6 +56,7 @@ class BuildConfig:
     output: str = MISSING
     kinds: list[str] = field(default_factory=list)
     seed: int = 0
+    images: bool = True
     features: str = NANO
     data: Data = field(default_factory=Data)
     scenes: Scenes = field(default_factory=Scenes)
@@ -69,7 +71,10 @@ def main(config: BuildConfig) -> None:
         raise JobError(f"kinds: no kind {', '.join(sorted(unknown))}; for {config.way} there are {', '.join(known)}")
     if config.way == "scenes":
         seeds = scene_seeds(config.scenes.seed, config.scenes.count)
-        groups: Iterator[dict[str, Any]] = scene_groups(tqdm(seeds, "scenes"), kinds, config.scenes.size)
+        made = config.scenes
+        groups: Iterator[dict[str, Any]] = scene_groups(
+            tqdm(seeds, "scenes"), kinds, made.size, made.alike, config.images
+        )
         counts = write_groups(groups, Path(config.output))
     else:
         counts = write_groups(_captioned(config, kinds), Path(config.output))
@@ -105,7 +110,8 @@ def _captioned(config: BuildConfig, kinds: Sequence[str]) -> Iterator[dict[str, 
     groups = dict(zip(usable, caption_groups(texts_of, labels, kinds, config.seed, nearest), strict=True))
     for record in read_records(spec):
         if group := groups.get(record.row):
-            yield {"image": _encoded(record.images[0], root), "source": record.source, **group}
+            image = _encoded(record.images[0], root) if config.images else None
+            yield {"image": image, "source": record.source, **group}
 
 
 def _feature(scorer: Scorer, picture: Image.Image) -> np.ndarray:

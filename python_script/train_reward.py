@@ -4,7 +4,7 @@
     accelerate launch --config_file config/accelerate/ddp.yaml python_script/train_reward.py CONFIG [key=value ...]
 
 ``save_folder`` receives ``config.yaml``, TensorBoard logs, ``checkpoint-N`` (go on with ``load_path=last``), ``final``
-(the best model, a folder for ``Scorer.from_pretrained`` and ``AutoProcessor``) and ``metrics.json``.
+(the best model, a folder for ``Scorer.from_pretrained`` and ``AutoProcessor``), ``metrics.json`` and ``history.json``.
 """
 
 import json
@@ -83,6 +83,7 @@ def main(config: RewardConfig) -> None:
     trainer.save_final(out / "final", getattr(torch, config.model.save_dtype))
     if trainer.is_world_process_zero():
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        (out / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
         print(json.dumps(metrics, indent=2))
         print(f"model: {out / 'final'}")
 

@@ -12,14 +12,15 @@ from python_script.build_preference import BuildConfig
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
-from python_script.train_nano_scorer import NanoConfig
+from python_script.train_nano_base import NanoConfig
 from src.config import flatten_keys, load_config
 from src.training.reward_config import RewardConfig
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {
     "build_preference.yaml": BuildConfig,
-    "nano/train_scorer.yaml": NanoConfig,
+    "nano/reward_training.yaml": RewardConfig,
+    "nano/train_base.yaml": NanoConfig,
     "reward_accuracy.yaml": AccuracyConfig,
     "reward_training_stage1.yaml": RewardConfig,
     "reward_training_stage2.yaml": RewardConfig,
@@ -46,7 +47,7 @@ def test_every_config_file_has_a_program():
 def test_launch_files_hold_what_accelerate_knows(path):
     config = load_config_from_file(str(path))
     assert config.num_processes == 8
-    assert config.distributed_type == {"ddp": "MULTI_GPU", "zero2": "DEEPSPEED"}[path.stem]
+    assert config.distributed_type == {"ddp": "MULTI_GPU", "fsdp2": "FSDP"}.get(path.stem, "DEEPSPEED")
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.dataset.caption_edits import EDITS, edit_caption
-from src.dataset.scene_text import CORRUPTIONS, captions, corrupt
+from src.dataset.scene_facts import draw_facts
+from src.dataset.scene_text import CORRUPTIONS, alike, captions, corrupt
 from src.dataset.scenes import make_scene, png_bytes, scene_rng
 
 OTHER_IMAGES = ("other_class", "same_class", "nearest")
@@ -67,16 +68,40 @@ def caption_groups(
         yield {"chosen": chosen, "rejected": list(wrong.values()), "kinds": list(wrong)}
 
 
-def scene_groups(seeds: Iterable[int], kinds: Sequence[str] = CORRUPTIONS, size: int = 224) -> Iterator[Group]:
-    """Yield per made scene its PNG as ``image``, a true caption, and a corrupted one of each kind."""
+def scene_groups(
+    seeds: Iterable[int],
+    kinds: Sequence[str] = CORRUPTIONS,
+    size: int = 224,
+    alike_share: float = 1.0,
+    images: bool = True,
+) -> Iterator[Group]:
+    """Yield per made scene its PNG as ``image``, a true caption, and a corrupted one of each kind.
+
+    Args:
+        size: side of the images in pixels.
+        alike_share: share of scenes, 0..1, whose near misses use the words of the true caption but for what is wrong
+            (:func:`src.dataset.scene_text.alike`); the others' captions are worded each on its own.
+        images: False leaves them out, and the groups are about text alone.
+    """
     for seed in seeds:
-        scene, rng = make_scene(seed, size=size), scene_rng(seed).spawn(1)[0]
+        rng = scene_rng(seed).spawn(1)[0]
+        image = None
+        if images:
+            scene = make_scene(seed, size=size)
+            image, facts = {"bytes": png_bytes(scene.image), "path": f"{seed:08d}.png"}, scene.facts
+        else:
+            facts = draw_facts(scene_rng(seed))
+        if rng.random() < alike_share:
+            chosen, wrong = alike(facts, rng, kinds)
+        else:
+            chosen, wrong = captions(facts, rng, 1)[0], {kind: corrupt(facts, rng, kind)[0] for kind in kinds}
+        wrong = {kind: text for kind, text in wrong.items() if text != chosen}
         yield {
-            "image": {"bytes": png_bytes(scene.image), "path": f"{seed:08d}.png"},
-            "chosen": captions(scene.facts, rng, 1)[0],
-            "rejected": [corrupt(scene.facts, rng, kind)[0] for kind in kinds],
-            "kinds": list(kinds),
-            "source": scene.kind,
+            "image": image,
+            "chosen": chosen,
+            "rejected": list(wrong.values()),
+            "kinds": list(wrong),
+            "source": facts.kind,
         }
 
 

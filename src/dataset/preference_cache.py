@@ -63,13 +63,15 @@ def load_preferences(
 
 
 def split_by_image(table: Dataset, share: float) -> tuple[Dataset, Dataset]:
-    """Split off about ``share`` of the groups, all those of one image (or, without any, one question) on one side.
+    """Split off about ``share`` of the groups, all those of one image (or, without any, one question or else one
+    chosen answer) on one side.
 
     Which side a group falls on depends on its images alone, so it stays there when data are added.
     """
     held_out: list[bool] = []
-    for row in table.select_columns(["images", "question"]):
-        parts = [image["bytes"] or str(image["path"]).encode() for image in row["images"]] or [row["question"].encode()]
+    for row in table.select_columns(["images", "question", "chosen"]):
+        parts = [image["bytes"] or str(image["path"]).encode() for image in row["images"]]
+        parts = parts or [(row["question"] or row["chosen"]).encode()]
         digest = hashlib.blake2b(b"".join(hashlib.blake2b(part).digest() for part in parts), digest_size=8).digest()
         held_out.append(int.from_bytes(digest) < share * 2**64)
     return (

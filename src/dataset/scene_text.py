@@ -1,5 +1,6 @@
 """Captions of made scenes, true ones and corrupted ones, all put into words from facts by the same sentences."""
 
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ CORRUPTIONS = (
     "other_scene", "wrong_object", "wrong_count", "wrong_colour", "wrong_relation",
     "invented_object", "vague", "off_topic", "garbled",
 )  # fmt: skip
+NEAR_MISSES = ("wrong_object", "wrong_count", "wrong_colour", "wrong_relation", "invented_object")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 # How often, in percent, a caption mentions each fact: often, since a wrong caption must mention the fact it has wrong,
 # and mentioning it should not tell it from a right one.
@@ -123,6 +125,21 @@ def corrupt(facts: Facts, rng: np.random.Generator, kind: str | None = None) -> 
         return garbled(caption(facts, rng), rng), kind
     changed, mention = CHANGES[kind](facts, rng)
     return caption(changed, rng, mention), kind
+
+
+def alike(facts: Facts, rng: np.random.Generator, kinds: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """A true caption and a wrong one of each kind; near misses use the words of the true one but for what is wrong.
+
+    So neither their length nor what they mention gives them away. Where the scene has no extra that the true caption
+    could name, an invented one would: that kind is then left out.
+    """
+    kinds = [kind for kind in kinds if kind != "invented_object" or facts.extras]
+    near = {kind: CHANGES[kind](facts, rng) for kind in kinds if kind in NEAR_MISSES}
+    mention = frozenset().union(*(told for _, told in near.values()))
+    words = int(rng.integers(2**32))
+    wrong = {kind: caption(changed, np.random.default_rng(words), mention) for kind, (changed, _) in near.items()}
+    wrong |= {kind: corrupt(facts, rng, kind)[0] for kind in kinds if kind not in near}
+    return caption(facts, np.random.default_rng(words), mention), {kind: wrong[kind] for kind in kinds}
 
 
 def other_scene(facts: Facts, rng: np.random.Generator) -> tuple[Facts, AbstractSet[str]]:

@@ -1,5 +1,6 @@
 """The embedded model's shape: Qwen2-VL's architecture and special tokens at a size that trains on two CPU cores."""
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
 )
@@ -135,6 +137,21 @@ def nano_config(processor: Qwen2VLProcessor) -> Qwen2VLConfig:
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
+
+
+def backbone(model: PreTrainedModel) -> Qwen2VLForConditionalGeneration:
+    """Return a score model without its head, as a Qwen2-VL with tied word embeddings; both share their weights.
+
+    Its checkpoint is what ``Qwen/Qwen2-VL-2B-Instruct`` is in layout: the base of reward stages and of fine-tuning.
+    """
+    config = copy.deepcopy(model.config)
+    for key in ("position_scheme", "ranked_candidate_num"):
+        delattr(config, key)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
+    whole = Qwen2VLForConditionalGeneration(config)
+    whole.model = model.model
+    whole.tie_weights()
+    return whole
 
 
 def prefer_fast_attention(model: PreTrainedModel) -> None:

@@ -20,14 +20,13 @@ from tqdm import tqdm
 from src.dataset.images import open_image
 from src.dataset.records import DataSpec, read_records
 from src.dataset.scene_facts import RELATIONS, Facts, draw_facts
-from src.dataset.scene_text import CHANGES, CORRUPTIONS, caption, captions, corrupt, garbled, off_topic, vague
+from src.dataset.scene_text import CORRUPTIONS, NEAR_MISSES, alike, captions, corrupt, garbled, off_topic, vague
 from src.dataset.scenes import SceneObject, make_scene, scene_rng, scene_seeds
 from src.training.grounding import no_labels, scene_labels
 
 Sample = dict[str, Any]
 MADE_SIDE = 224  # pixels a side at which scenes are drawn
 CELL = 28  # pixels a side of one image token
-NEAR_MISSES = ("wrong_object", "wrong_count", "wrong_colour", "wrong_relation", "invented_object")
 _KIND_SHARES = np.array([1.0 if kind in NEAR_MISSES else 0.2 for kind in CORRUPTIONS])
 _KIND_SHARES /= _KIND_SHARES.sum()
 
@@ -182,12 +181,8 @@ class NanoData(Dataset):
         """A right caption and one wrong caption of each kind, in some draws all put in the same words."""
         if rng.random() >= self.twins:
             return captions(facts, rng, 1)[0], [corrupt(facts, rng, kind)[0] for kind in kinds]
-        near = {kind: CHANGES[kind](facts, rng) for kind in kinds if kind in NEAR_MISSES}
-        mention = frozenset().union(*(facts_named for _, facts_named in near.values()))
-        words = int(rng.integers(2**32))
-        told = {kind: caption(changed, np.random.default_rng(words), mention) for kind, (changed, _) in near.items()}
-        wrong = [told[kind] if kind in told else corrupt(facts, rng, kind)[0] for kind in kinds]
-        return caption(facts, np.random.default_rng(words), mention), wrong
+        chosen, wrong = alike(facts, rng, kinds)
+        return chosen, [wrong.get(kind) or corrupt(facts, rng, kind)[0] for kind in kinds]
 
     def all_texts(self, draws: int = 3000) -> list[str]:
         """Every real caption, and captions of made scenes right and wrong: what a tokeniser is trained on."""

@@ -157,7 +157,7 @@ def training_arguments(config: RewardConfig, evaluates: bool) -> TrainingArgumen
         remove_unused_columns=False,
         report_to=["tensorboard", *(["wandb"] if config.wandb.enabled else [])],
         # accelerate reads its own settings of FSDP on GPUs alone; named here, processes on CPUs follow them too.
-        fsdp=True if _wants_fsdp() else None,
+        fsdp=True if _wants_fsdp() else None,  # type: ignore[arg-type]
     )
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from src.dataset.preference import find_sets, read_preferences
 from src.dataset.preference_build import caption_groups, most_alike, scene_groups, write_groups
-from src.dataset.scene_text import CORRUPTIONS
+from src.dataset.scene_text import CORRUPTIONS, NEAR_MISSES
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [["a red field", "two red fields"], ["a blue lake"], ["a blue lake", "one blue lake"], ["a green wood"]]
@@ -43,12 +43,33 @@ def test_most_alike_is_the_obvious_search():
     assert most_alike(features, block=7).tolist() == slow
 
 
-def test_scene_groups_are_read_back(tmp_path):
-    counts = write_groups(scene_groups(range(3), size=112), tmp_path / "scenes.parquet")
-    assert counts == dict.fromkeys(CORRUPTIONS, 3)
+@pytest.mark.parametrize(("share", "invented"), [(0.0, 3), (1.0, 2)])
+def test_scene_groups_are_read_back(tmp_path, share, invented):
+    """In alike words, nothing can be invented where the right caption has no extra to name (one of these scenes)."""
+    counts = write_groups(scene_groups(range(3), size=112, alike_share=share), tmp_path / "scenes.parquet")
+    assert counts == {**dict.fromkeys(CORRUPTIONS, 3), "invented_object": invented}
     items = list(read_preferences(find_sets(str(tmp_path / "scenes.parquet"))[0]))
-    assert [item.kinds for item in items] == [CORRUPTIONS] * 3
     assert all(len(item.images) == 1 and item.chosen not in item.rejected for item in items)
+    assert [item.kinds for item in items].count(CORRUPTIONS) == invented
+
+
+def test_scenes_as_text_have_the_texts_and_no_images(tmp_path):
+    drawn, told = (list(scene_groups(range(4), size=112, images=images)) for images in (True, False))
+    for with_image, without in zip(drawn, told, strict=True):
+        assert {**with_image, "image": None} == without
+    write_groups(told, tmp_path / "texts.parquet")
+    assert [item.images for item in read_preferences(find_sets(str(tmp_path / "texts.parquet"))[0])] == [()] * 4
+
+
+def test_near_misses_in_alike_words_are_told_by_what_is_wrong_alone():
+    """Length and what is mentioned say nothing: sign tests on 600 scenes stay within three standard errors."""
+    longer: dict[str, list[float]] = {kind: [] for kind in NEAR_MISSES}
+    for group in scene_groups(range(600), NEAR_MISSES, images=False):
+        for kind, text in zip(group["kinds"], group["rejected"], strict=True):
+            words, own = len(text.split()), len(group["chosen"].split())
+            longer[kind].append(0.5 if words == own else float(words > own))
+    for kind, signs in longer.items():
+        assert abs(np.mean(signs) - 0.5) < 3 * np.std(signs) / len(signs) ** 0.5 + 1e-9, kind
 
 
 def test_the_program_makes_a_set_of_a_captioned_table(tmp_path):

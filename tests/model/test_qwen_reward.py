@@ -13,6 +13,7 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLConfig
 
 from src.errors import JobError
 from src.model.checkpoint import HEAD, checkpoint_keys, usable_attention
+from src.model.nano import backbone
 from src.model.qwen_reward import Qwen2Reward
 from tests.conftest import LEGACY
 
@@ -159,6 +160,21 @@ def test_a_plain_qwen2_vl_checkpoint_gets_a_new_head(tmp_path, caplog, old_keys)
     assert model.config.position_scheme == "mrope"
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(weight, model.model.state_dict()[name]), name
+
+
+def test_a_score_model_gives_back_its_backbone(tmp_path):
+    """Saved as plain Qwen2-VL with tied embeddings, it generates, and takes a new head as any other does."""
+    model = Qwen2Reward.from_pretrained("assets/nano/scorer", dtype=torch.float32)
+    plain = backbone(model)
+    assert plain.lm_head.weight is model.get_input_embeddings().weight
+    plain.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in checkpoint_keys(tmp_path)
+    loaded = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    ids = torch.tensor([[20, 40, 60]])
+    logits = loaded(input_ids=ids).logits
+    hidden = model(input_ids=ids, return_dict=False, return_loss=False)[1]
+    torch.testing.assert_close(logits, hidden @ model.get_input_embeddings().weight.T, rtol=1e-4, atol=1e-4)
+    assert Qwen2Reward.from_pretrained(tmp_path).config.position_scheme == "mrope"
 
 
 def _edited_checkpoint(folder, edit):

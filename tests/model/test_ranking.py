@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from src.model.ranking import choice_loss, ranking_accuracy, ranking_loss
+from src.model.ranking import choice_loss, pairwise_loss, pooled_loss, ranking_accuracy, ranking_loss
 
 
 def slow_loss(scores: list[float]) -> float:
@@ -28,9 +28,10 @@ def test_two_candidates_are_minus_log_sigmoid_of_the_difference():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("gap", [1000.0, -1000.0])
-def test_huge_gaps_stay_finite_with_their_gradient(dtype, gap):
+@pytest.mark.parametrize("objective", [ranking_loss, choice_loss, pairwise_loss, pooled_loss])
+def test_huge_gaps_stay_finite_with_their_gradient(objective, dtype, gap):
     scores = torch.tensor([[gap, 0.0, gap / 2]], dtype=dtype, requires_grad=True)
-    loss = ranking_loss(scores).sum()
+    loss = objective(scores).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(scores.grad).all()

@@ -1,10 +1,12 @@
-"""Train the embedded score model from nothing: grounding, then towers contrastively, then the whole on preferences.
+"""Train the embedded base model from nothing, which is to the reward stages what Qwen2-VL-7B is to the real ones.
 
-    python python_script/train_nano_scorer.py [CONFIG] data.train=train.parquet data.val=val.parquet [key=value ...]
+    python python_script/train_nano_base.py [CONFIG] data.train=train.parquet data.val=val.parquet [key=value ...]
 
-Needs a captioned data set with classes (the shipped model saw RSICD/AID train); scenes are made on the way. Writes
-``output_dir/{grounding,contrastive}`` (the model after these parts), ``output_dir/scorer`` (the finished model) and
-``metrics.json``. A part of 0 steps is left out; ``start=FOLDER`` goes on from the model in that folder.
+Three parts: grounding (what lies where in made scenes), contrastive (which text belongs to which image), and matching
+(predicting captions token by token, and telling right from wrong ones: Li et al. 2022, "BLIP"). Needs a captioned data
+set with classes (the shipped model saw RSICD/AID train). Writes ``output_dir/{grounding,contrastive}`` (the model after
+these parts), ``output_dir/base`` (a Qwen2-VL checkpoint) and ``metrics.json``. A part of 0 steps is left out;
+``start=FOLDER`` goes on from the model in that folder.
 """
 
 import json
@@ -17,7 +19,7 @@ from transformers import AutoProcessor, TrainingArguments, set_seed
 
 from src.config import MISSING, run_program
 from src.dataset.collate import PairEncoder
-from src.model.nano import nano_config, nano_processor, prefer_fast_attention
+from src.model.nano import backbone, nano_config, nano_processor, prefer_fast_attention
 from src.model.qwen_reward import Qwen2Reward
 from src.training.contrastive import ContrastiveCollator, ContrastiveModel, TowerTrainer
 from src.training.grounding import GroundingCollator, GroundingHeads, GroundingModel
@@ -53,7 +55,7 @@ class ContrastiveStage(Stage):
 
 
 @dataclass
-class PreferenceStage(Stage):
+class MatchingStage(Stage):
     rejected: int = 7
     pooled_weight: float = 0.5
     text_weight: float = 1.0
@@ -64,9 +66,9 @@ class NanoConfig:
     data: Data = field(default_factory=Data)
     grounding: Stage = field(default_factory=Stage)
     contrastive: ContrastiveStage = field(default_factory=ContrastiveStage)
-    preference: PreferenceStage = field(default_factory=PreferenceStage)
+    matching: MatchingStage = field(default_factory=MatchingStage)
     start: str = ""
-    output_dir: str = "output/nano_scorer"
+    output_dir: str = "output/nano_base"
     bf16: bool = True
     seed: int = 322
 
@@ -103,31 +105,31 @@ def main(config: NanoConfig) -> None:
         arguments = _arguments(config, config.contrastive, out / "contrastive")
         TowerTrainer(towers, arguments, ContrastiveCollator(encoder), data).train()
         _save(model, processor, heads, out / "contrastive")
-    if config.preference.steps:
-        data = _draws("preference", config, config.preference, real, scenes, rejected=config.preference.rejected)
+    if config.matching.steps:
+        data = _draws("preference", config, config.matching, real, scenes, rejected=config.matching.rejected)
         val = {
             "real": NanoData("preference", 1000, 7, *held, real_share=1, same_class=0, clean_only=True, augment=False),
             "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8, twins=0),
         }
         trainer = RewardTrainer(
             model,
-            _arguments(config, config.preference, out / "preference"),
+            _arguments(config, config.matching, out / "matching"),
             PreferenceCollator(encoder),
             data,
             val,
             compute_metrics=ranking_metrics,
             processing_class=processor,
             loss="choice",
-            pooled_weight=config.preference.pooled_weight,
-            text_weight=config.preference.text_weight,
+            pooled_weight=config.matching.pooled_weight,
+            text_weight=config.matching.text_weight,
         )
         trainer.train()
         metrics = {name: trainer.evaluate(held_out, metric_key_prefix=name) for name, held_out in val.items()}
-        model.save_as(out / "scorer", torch.float16)  # halves the file at no measurable cost
-        processor.save_pretrained(out / "scorer")
+        backbone(model).half().save_pretrained(out / "base")  # float16 halves the file at no measurable cost
+        processor.save_pretrained(out / "base")
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
         print(json.dumps(metrics, indent=2))
-    print(f"model: {out / ('scorer' if config.preference.steps else 'contrastive')}")
+    print(f"model: {out / ('base' if config.matching.steps else 'contrastive')}")
 
 
 def _draws(task, config: NanoConfig, stage: Stage, real: RealImages, scenes: SceneImages, **options) -> NanoData:
@@ -148,7 +150,7 @@ def _arguments(config: NanoConfig, stage: Stage, folder: Path) -> TrainingArgume
         adam_beta2=0.98,
         bf16=config.bf16,
         use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps" if folder.name == "preference" else "no",
+        eval_strategy="steps" if folder.name == "matching" else "no",
         eval_steps=max(1, stage.steps // 5),
         logging_steps=10,
         save_strategy="steps",
@@ -169,4 +171,4 @@ def _save(model: Qwen2Reward, processor, heads: GroundingHeads, folder: Path) ->
 
 
 if __name__ == "__main__":
-    run_program(main, NanoConfig, ROOT / "config" / "nano" / "train_scorer.yaml")
+    run_program(main, NanoConfig, ROOT / "config" / "nano" / "train_base.yaml")
