@@ -11,10 +11,11 @@ import pytest
 
 from python_script import benchmark, make_scenes, tally_subset
 from python_script.build_preference import BuildConfig
+from python_script.evaluation import reward_curves
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
-from python_script.train_nano_scorer import NanoConfig
+from python_script.train_nano_base import NanoConfig
 from src.config import load_config
 from src.training.reward_config import RewardConfig
 
@@ -26,10 +27,20 @@ SCHEMAS = {
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
     "select_subset.py": SelectConfig,
-    "train_nano_scorer.py": NanoConfig,
+    "train_nano_base.py": NanoConfig,
     "train_reward.py": RewardConfig,
 }
-PARSERS = {"benchmark.py": benchmark, "make_scenes.py": make_scenes, "tally_subset.py": tally_subset}
+PARSERS = {
+    "benchmark.py": benchmark, "make_scenes.py": make_scenes, "reward_curves.py": reward_curves,
+    "tally_subset.py": tally_subset,
+}  # fmt: skip
+# Scripts whose arguments are keys of the program they call.
+SCRIPTS = {
+    "script/score_dataset.sh": "python_script/score_dataset.py",
+    "script/train_reward_first_stage.sh": "python_script/train_reward.py",
+    "script/train_reward_second_stage.sh": "python_script/train_reward.py",
+    "script/train_reward_third_stage.sh": "python_script/train_reward.py",
+}
 
 
 def words_of(command: str) -> list[str]:
@@ -48,13 +59,14 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
     runner, program, *arguments = words
     assert runner == ("bash" if program.endswith(".sh") else "python")
     assert (ROOT / program).is_file()
-    if program == "script/score_dataset.sh":
-        program = "python_script/score_dataset.py"
+    program = SCRIPTS.get(program, program)
     name = Path(program).name
     if name == "build_preference.py":
         arguments[0] = f"way={arguments[0]}"
     if name in SCHEMAS:
         paths = [argument for argument in arguments if "=" not in argument]
+        if name == "train_reward.py":
+            paths = paths or ["config/reward_training_stage2.yaml"]
         assert len(paths) <= 1
         load_config(SCHEMAS[name], ROOT / paths[0] if paths else None, [a for a in arguments if "=" in a])
     elif name in PARSERS:
