@@ -10,67 +10,24 @@ these parts), ``output_dir/base`` (a Qwen2-VL checkpoint) and ``metrics.json``. 
 """
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_model, save_model
-from transformers import AutoProcessor, TrainingArguments, set_seed
+from transformers import AutoProcessor, set_seed
 
-from src.config import MISSING, run_program
+from src.config import run_program
 from src.dataset.collate import PairEncoder
 from src.model.nano import backbone, nano_config, nano_processor, prefer_fast_attention
 from src.model.qwen_reward import Qwen2Reward
 from src.training.contrastive import ContrastiveCollator, ContrastiveModel, TowerTrainer
 from src.training.grounding import GroundingCollator, GroundingHeads, GroundingModel
 from src.training.nano_data import NanoData, RealImages, SceneImages, load_real, load_scenes
+from src.training.nano_parts import NanoConfig, Stage, part_arguments
 from src.training.reward import PreferenceCollator, RewardTrainer, ranking_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADS = "grounding_heads.safetensors"
-
-
-@dataclass
-class Data:
-    train: str = MISSING
-    val: str = MISSING
-    scenes: int = 32000
-    image_side: int = 112
-    vocab_size: int = 3000
-
-
-@dataclass
-class Stage:
-    steps: int = 0
-    batch_size: int = 0
-    learning_rate: float = 0.0
-    weight_decay: float = 0.05
-    warmup_steps: int = 30
-    real_share: float = 0.6
-
-
-@dataclass
-class ContrastiveStage(Stage):
-    grounding_weight: float = 0.2
-
-
-@dataclass
-class MatchingStage(Stage):
-    rejected: int = 7
-    pooled_weight: float = 0.5
-    text_weight: float = 1.0
-
-
-@dataclass
-class NanoConfig:
-    data: Data = field(default_factory=Data)
-    grounding: Stage = field(default_factory=Stage)
-    contrastive: ContrastiveStage = field(default_factory=ContrastiveStage)
-    matching: MatchingStage = field(default_factory=MatchingStage)
-    start: str = ""
-    output_dir: str = "output/nano_base"
-    bf16: bool = True
-    seed: int = 322
 
 
 def main(config: NanoConfig) -> None:
@@ -96,13 +53,13 @@ def main(config: NanoConfig) -> None:
 
     if config.grounding.steps:
         data = _draws("grounding", config, config.grounding, real, scenes)
-        arguments = _arguments(config, config.grounding, out / "grounding")
+        arguments = part_arguments(config, config.grounding, out / "grounding")
         TowerTrainer(GroundingModel(model, heads), arguments, GroundingCollator(encoder), data).train()
         _save(model, processor, heads, out / "grounding")
     if config.contrastive.steps:
         towers = ContrastiveModel(model, heads=heads, grounding_weight=config.contrastive.grounding_weight)
         data = _draws("contrastive", config, config.contrastive, real, scenes)
-        arguments = _arguments(config, config.contrastive, out / "contrastive")
+        arguments = part_arguments(config, config.contrastive, out / "contrastive")
         TowerTrainer(towers, arguments, ContrastiveCollator(encoder), data).train()
         _save(model, processor, heads, out / "contrastive")
     if config.matching.steps:
@@ -113,7 +70,7 @@ def main(config: NanoConfig) -> None:
         }
         trainer = RewardTrainer(
             model,
-            _arguments(config, config.matching, out / "matching"),
+            part_arguments(config, config.matching, out / "matching"),
             PreferenceCollator(encoder),
             data,
             val,
@@ -135,32 +92,6 @@ def main(config: NanoConfig) -> None:
 def _draws(task, config: NanoConfig, stage: Stage, real: RealImages, scenes: SceneImages, **options) -> NanoData:
     size = stage.steps * stage.batch_size
     return NanoData(task, size, config.seed, real, scenes, stage.real_share, **options)
-
-
-def _arguments(config: NanoConfig, stage: Stage, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
-        str(folder),
-        max_steps=stage.steps,
-        per_device_train_batch_size=stage.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=stage.learning_rate,
-        weight_decay=stage.weight_decay,
-        lr_scheduler_type="cosine",
-        warmup_steps=stage.warmup_steps,
-        adam_beta2=0.98,
-        bf16=config.bf16,
-        use_cpu=not torch.cuda.is_available(),
-        eval_strategy="steps" if folder.name == "matching" else "no",
-        eval_steps=max(1, stage.steps // 5),
-        logging_steps=10,
-        save_strategy="steps",
-        save_steps=200,
-        save_total_limit=1,
-        dataloader_num_workers=1,
-        remove_unused_columns=False,
-        report_to=["tensorboard"],
-        seed=config.seed,
-    )
 
 
 def _save(model: Qwen2Reward, processor, heads: GroundingHeads, folder: Path) -> None:

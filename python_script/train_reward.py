@@ -23,6 +23,7 @@ from src.dataset.preference import Preference, find_sets
 from src.dataset.preference_cache import counts_table, load_preferences, split_by_image
 from src.errors import JobError, RecordError
 from src.model.checkpoint import locate
+from src.model.nano import prefer_fast_attention
 from src.model.qwen_reward import Qwen2Reward
 from src.training.reward import PreferenceCollator, RewardTrainer, encode_group, ranking_metrics
 from src.training.reward_config import Data, RewardConfig, make_trainable, resume_point, training_arguments
@@ -61,6 +62,8 @@ def main(config: RewardConfig) -> None:
         attn_implementation=config.model.attn_implementation,
         ranked_candidate_num=config.model.ranked_candidate_num,
     )
+    if config.precision == "bf16" and config.model.attn_implementation == "sdpa":
+        prefer_fast_attention(model)
     collator = PreferenceCollator(encoder, config.data.source_weights, sorted({*train.unique("source")}))
     trainer = RewardTrainer(
         make_trainable(model, config.model),

@@ -12,8 +12,8 @@ from python_script.build_preference import BuildConfig
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
-from python_script.train_nano_base import NanoConfig
 from src.config import flatten_keys, load_config
+from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
 
 ROOT = Path(__file__).parents[1]

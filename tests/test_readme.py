@@ -15,8 +15,8 @@ from python_script.evaluation import reward_curves
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
-from python_script.train_nano_base import NanoConfig
 from src.config import load_config
+from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
 
 ROOT = Path(__file__).parents[1]
