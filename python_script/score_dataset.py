@@ -5,17 +5,30 @@
 
 Reads CSV, TSV, JSON, JSONL and Parquet: caption tables and ShareGPT conversations. Run again, it goes on where it
 stopped. A record that cannot be scored is in the table with its error; everything else is scored.
+
+On one machine every GPU gets a process with the model. On several, engine=accelerate divides the work among the
+processes of a launch, and engine=ray among the workers of a cluster; all give the same table:
+
+    accelerate launch --config_file config/accelerate/ddp.yaml python_script/score_dataset.py engine=accelerate ...
+    python python_script/score_dataset.py engine=ray processes=8 ...
 """
 
 import logging
+import os
+import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from src.config import run_program
-from src.curation.job import run_job
+from src.curation.engines import ENGINES, score_by_processes, score_locally, score_on_ray
+from src.curation.job import Job, Summary
 from src.curation.scorer import Scorer
 from src.dataset.images import ImageLimits
 from src.dataset.records import DataSpec, resolve_root
+from src.errors import JobError
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "config" / "score_dataset.yaml"
 
@@ -61,19 +74,51 @@ class ScoreConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     output_dir: str = "output/score_dataset"
     shard_size: int = 2048
+    engine: str = "local"
+    processes: int | None = None
 
 
 def main(config: ScoreConfig) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if config.engine not in ENGINES:
+        raise JobError(f"engine is {config.engine!r}; use one of {', '.join(ENGINES)}")
     spec = DataSpec(**asdict(config.data))
     resolve_root(spec)  # refuses a wrong data set before a large model is loaded
-    scorer = Scorer.from_pretrained(**asdict(config.model), limits=ImageLimits(**asdict(config.limits)))
-    summary = run_job(spec, scorer, config.model.path, config.output_dir, config.shard_size)
+    if config.engine == "local":
+        _launch_if_several(config)
+    job = Job.of(spec, config.model.path, config.output_dir, config.shard_size)
+    load = partial(_load, config)
+    summary: Summary | None
+    if config.engine == "ray":
+        summary = score_on_ray(job, load, config.processes)
+    elif config.engine == "accelerate":
+        summary = score_by_processes(job, load)
+    else:
+        summary = score_locally(job, load)
+    if summary is None:  # another process speaks
+        return
     print(summary)
     if summary.ok:
         print(f"score  min {summary.score_min:.3f}  median {summary.score_median:.3f}  max {summary.score_max:.3f}")
     print(f"table  {Path(config.output_dir, 'scores')}")
+
+
+def _load(config: ScoreConfig, device: str) -> Scorer:
+    """The scorer on ``device``, unless the configuration names one."""
+    options = asdict(config.model)
+    if options["device"] == "auto":
+        options["device"] = device
+    return Scorer.from_pretrained(**options, limits=ImageLimits(**asdict(config.limits)))
+
+
+def _launch_if_several(config: ScoreConfig) -> None:
+    """Become a launch of several processes on this machine, if it has several GPUs or several are asked for."""
+    visible = torch.cuda.device_count() if config.model.device == "auto" else 1
+    processes = visible or 1 if config.processes is None else config.processes
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        os.execv(sys.executable, [*launcher, *sys.argv, "engine=accelerate"])  # noqa: S606  # arguments, no shell
 
 
 if __name__ == "__main__":

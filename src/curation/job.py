@@ -5,7 +5,6 @@ is done, ``summary.json``. A killed job goes on where it stopped and ends in the
 shards are written to a temporary name, synced and renamed, and nothing that influences a score crosses their borders.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -19,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from src.curation.scorer import WINDOW, Scored, Scorer
+from src.curation.scorer import WINDOW, Scorer
+from src.curation.shards import is_whole, part_path, table_rows, write_shard
 from src.dataset.collate import Pair
 from src.dataset.records import (
     DataSpec,
@@ -37,24 +35,6 @@ from src.dataset.records import (
 from src.errors import JobError
 from src.model.checkpoint import locate
 
-_NAMES = pa.dictionary(pa.int32(), pa.string())
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "row": pa.int64(),
-        "text_index": pa.int32(),
-        "score": pa.float64(),
-        "status": _NAMES,
-        "error": pa.string(),
-        "source": pa.string(),
-        "text_chars": pa.int32(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "template": _NAMES,
-        "model": _NAMES,
-        "position_scheme": _NAMES,
-    }
-)
 _VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
 
 
@@ -77,40 +57,92 @@ class Summary:
         return f"{self.ok:,} ok + {wrong:,} errors = {self.pairs:,} pairs of {self.records:,} records{kinds}"
 
 
+@dataclass(frozen=True)
+class Job:
+    """A data set to be scored into a folder, shard by shard; any process can score any shard.
+
+    Attributes:
+        model_path: what the scorer is loaded from, for the record.
+        records: rows of the data set, unusable ones included.
+        shard_size: records in one part of the table.
+    """
+
+    spec: DataSpec
+    model_path: str
+    output: Path
+    records: int
+    shard_size: int
+
+    @classmethod
+    def of(cls, spec: DataSpec, model_path: str, output_dir: str | Path, shard_size: int = 2048) -> "Job":
+        """The job of scoring ``spec``, whose rows are counted. Raises JobError if it cannot be read."""
+        if shard_size < 1:
+            raise JobError(f"shard_size must be at least 1, not {shard_size}")
+        job = cls(spec, model_path, Path(output_dir), count_records(spec), shard_size)
+        (job.output / "scores").mkdir(parents=True, exist_ok=True)
+        return job
+
+    def claim(self, scorer: Scorer) -> None:
+        """Write down what is scored with what; raise JobError if the folder belongs to another job."""
+        manifest = _manifest(self.spec, scorer, self.model_path, self.records, self.shard_size)
+        _check_manifest(self.output / "manifest.json", manifest)
+
+    def open_shards(self) -> list[int]:
+        """First rows of the shards that are missing or damaged, and so to be scored. Reads the whole table."""
+        starts = range(0, self.records, self.shard_size)
+        return [start for start in starts if not is_whole(part_path(self.output, start))]
+
+    def progress(self, starts: Sequence[int], **options: Any) -> tqdm:
+        """A bar over the records of these shards."""
+        left = sum(self.rows_of(start) for start in starts)
+        return tqdm(total=left, unit="record", desc="score", smoothing=0.05, **options)
+
+    def rows_of(self, start: int) -> int:
+        """Records in the shard that begins with row ``start``."""
+        return min(self.shard_size, self.records - start)
+
+    def score(self, scorer: Scorer, starts: Sequence[int], bar: tqdm | None = None) -> int:
+        """Score shards, in rising order, each written once it is whole; number of pairs that had an error.
+
+        Raises:
+            JobError: the data set cannot be read on, or the disk is full.
+        """
+        if not starts:
+            return 0
+        return _score_shards(self, scorer.rooted(resolve_root(self.spec)), sorted(starts), bar)
+
+    def finish(self) -> Summary:
+        """Write and return ``summary.json``, the mark of a finished job."""
+        for torn in self.output.glob("scores/*.partial"):  # of processes that were killed
+            torn.unlink()
+        summary = _summarise(self.output, self.records)
+        _write_json(self.output / "summary.json", asdict(summary))
+        return summary
+
+
 def run_job(spec: DataSpec, scorer: Scorer, model_path: str, output_dir: str | Path, shard_size: int = 2048) -> Summary:
-    """Score every pair of a data set, or what an earlier run of the same job has left.
+    """Score every pair of a data set in this process, or what an earlier run of the same job has left.
 
     Args:
         scorer: its image root is set from ``spec``.
-        model_path: what the scorer was loaded from, for the record.
-        shard_size: records in one part of the table.
+        model_path, shard_size: see :class:`Job`.
 
     Raises:
         JobError: the data set cannot be read, the folder belongs to another job or is in use, or the disk is full.
     """
-    if shard_size < 1:
-        raise JobError(f"shard_size must be at least 1, not {shard_size}")
-    total = count_records(spec)
-    output = Path(output_dir)
-    (output / "scores").mkdir(parents=True, exist_ok=True)
-    with _sole_user(output):
-        _check_manifest(output / "manifest.json", _manifest(spec, scorer, model_path, total, shard_size))
-        starts = range(0, total, shard_size)
-        open_starts = [start for start in starts if not _part(output, start).exists()]
-        if open_starts:
-            done = total - sum(min(shard_size, total - start) for start in open_starts)
-            with tqdm(total=total, initial=done, unit="record", desc="score", smoothing=0.05) as bar:
-                _score_shards(spec, scorer.rooted(resolve_root(spec)), model_path, output, open_starts, shard_size, bar)
-        summary = _summarise(output, total)
-        _write_json(output / "summary.json", asdict(summary))
-    return summary
+    job = Job.of(spec, model_path, output_dir, shard_size)
+    with sole_user(job.output):
+        job.claim(scorer)
+        starts = job.open_shards()
+        with job.progress(starts) as bar:
+            job.score(scorer, starts, bar)
+        return job.finish()
 
 
-def _score_shards(
-    spec: DataSpec, scorer: Scorer, model_path: str, output: Path, starts: Sequence[int], size: int, bar: tqdm
-) -> None:
-    wanted = set(starts)
-    records = (r for r in read_records(spec, starts[0]) if r.row - r.row % size in wanted)
+def _score_shards(job: Job, scorer: Scorer, starts: Sequence[int], bar: tqdm | None) -> int:
+    wanted, size = set(starts), job.shard_size
+    reading = read_records(job.spec, starts[0], starts[-1] + size)
+    records = (r for r in reading if r.row - r.row % size in wanted)
     told: deque[list[Record]] = deque()
 
     def windows() -> Iterator[list[Pair]]:
@@ -120,7 +152,7 @@ def _score_shards(
 
     constants = {
         "template": scorer.encoder.template,
-        "model": model_path,
+        "model": job.model_path,
         "position_scheme": scorer.model.config.position_scheme,
     }
     rows: list[dict[str, Any]] = []
@@ -129,14 +161,16 @@ def _score_shards(
         window = told.popleft()
         start = window[0].row - window[0].row % size
         if start != shard:
-            _write_shard(_part(output, shard), rows)
+            write_shard(part_path(job.output, shard), rows)
             rows, shard = [], start
-        fresh = list(_table_rows(window, iter(results), constants))
+        fresh = list(table_rows(window, iter(results), constants))
         errors += sum(row["status"] != "ok" for row in fresh)
         rows += fresh
-        bar.set_postfix(errors=errors, refresh=False)
-        bar.update(len(window))
-    _write_shard(_part(output, shard), rows)
+        if bar is not None:
+            bar.set_postfix(errors=errors, refresh=False)
+            bar.update(len(window))
+    write_shard(part_path(job.output, shard), rows)
+    return errors
 
 
 def _windows(records: Iterable[Record], shard_size: int) -> Iterator[list[Record]]:
@@ -161,50 +195,13 @@ def _pairs(record: Record) -> list[Pair]:
     return [{"images": record.images, "text": text, "question": record.question} for text in record.texts]
 
 
-def _table_rows(
-    window: Sequence[Record], results: Iterator[Scored], constants: dict[str, str]
-) -> Iterator[dict[str, Any]]:
-    for record in window:
-        texts = record.texts or ("".join(turn["content"] for turn in record.turns if turn["role"] == "assistant"),)
-        for index, text in enumerate(texts):
-            result = Scored(error=record.error) if record.error else next(results)
-            yield {
-                "id": f"{record.id}#{index}" if len(texts) > 1 else record.id,
-                "row": record.row,
-                "text_index": index,
-                "score": result.score,
-                "status": result.error.kind if result.error else "ok",
-                "error": str(result.error) if result.error else None,
-                "source": record.source,
-                "text_chars": len(text),
-                "width": result.width,
-                "height": result.height,
-                **constants,
-            }
-
-
-def _part(output: Path, start: int) -> Path:
-    return output / "scores" / f"part-{start:010d}.parquet"
-
-
-def _write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise JobError(f"disk full at {path}; all earlier shards are safe: free some space and rerun") from error
-
-
 @contextmanager
-def _sole_user(output: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees with the process, however it ends."""
+def sole_user(output: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees with the process, however it ends.
+
+    Raises:
+        JobError: another process holds it.
+    """
     with (output / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +251,7 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 

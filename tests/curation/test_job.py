@@ -157,7 +157,7 @@ def shards(output: Path) -> dict[str, bytes]:
 def test_a_job_cut_short_ends_in_the_same_bytes(tmp_path, many, tiny_scorer, monkeypatch):
     run_job(many, tiny_scorer, MODEL, tmp_path / "whole", shard_size=16)
     written = []
-    original = job._write_shard
+    original = job.write_shard
 
     def fail_at_third(path, rows):
         if len(written) == 2:
@@ -165,7 +165,7 @@ def test_a_job_cut_short_ends_in_the_same_bytes(tmp_path, many, tiny_scorer, mon
         written.append(path)
         original(path, rows)
 
-    monkeypatch.setattr(job, "_write_shard", fail_at_third)
+    monkeypatch.setattr(job, "write_shard", fail_at_third)
     with pytest.raises(KeyboardInterrupt):
         run_job(many, tiny_scorer, MODEL, tmp_path / "cut", shard_size=16)
     monkeypatch.undo()
@@ -207,13 +207,13 @@ def test_changed_input_or_model_is_refused_with_what_changed(tmp_path, many, tin
 
 def test_two_jobs_on_one_folder_and_a_full_disk(tmp_path, many, tiny_scorer, monkeypatch):
     (tmp_path / "out").mkdir()
-    with job._sole_user(tmp_path / "out"), pytest.raises(JobError, match="another job is writing"):
+    with job.sole_user(tmp_path / "out"), pytest.raises(JobError, match="another job is writing"):
         run_job(many, tiny_scorer, MODEL, tmp_path / "out")
 
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(job.pq, "write_table", full)
+    monkeypatch.setattr("src.curation.shards.pq.write_table", full)
     with pytest.raises(JobError, match="disk full"):
         run_job(many, tiny_scorer, MODEL, tmp_path / "out")
     monkeypatch.undo()

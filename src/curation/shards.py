@@ -1,0 +1,105 @@
+"""The parts of a score table: their columns, and how one is written so that it is never half there."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from src.curation.scorer import Scored
+from src.dataset.records import Record
+from src.errors import JobError
+
+log = logging.getLogger(__name__)
+
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "row": pa.int64(),
+        "text_index": pa.int32(),
+        "score": pa.float64(),
+        "status": _NAMES,
+        "error": pa.string(),
+        "source": pa.string(),
+        "text_chars": pa.int32(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "template": _NAMES,
+        "model": _NAMES,
+        "position_scheme": _NAMES,
+    }
+)
+
+
+def table_rows(
+    window: Sequence[Record], results: Iterator[Scored], constants: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The rows of the table for a run of records: one for each text, or one for a record that cannot be used.
+
+    Args:
+        results: one per text of the records that can be used, in order.
+        constants: columns that are the same in every row.
+    """
+    for record in window:
+        texts = record.texts or ("".join(turn["content"] for turn in record.turns if turn["role"] == "assistant"),)
+        for index, text in enumerate(texts):
+            result = Scored(error=record.error) if record.error else next(results)
+            yield {
+                "id": f"{record.id}#{index}" if len(texts) > 1 else record.id,
+                "row": record.row,
+                "text_index": index,
+                "score": result.score,
+                "status": result.error.kind if result.error else "ok",
+                "error": str(result.error) if result.error else None,
+                "source": record.source,
+                "text_chars": len(text),
+                "width": result.width,
+                "height": result.height,
+                **constants,
+            }
+
+
+def part_path(output: Path, start: int) -> Path:
+    """Where the shard that begins with row ``start`` lies."""
+    return output / "scores" / f"part-{start:010d}.parquet"
+
+
+def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a shard under a temporary name, sync it and rename it: it is there as a whole or not at all.
+
+    Raises:
+        JobError: the disk is full.
+    """
+    # The process in the name: after a network failure two workers may hold one shard, and the last whole one wins.
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            pq.write_table(
+                pa.Table.from_pylist(rows, schema=SCHEMA), file, compression="zstd", write_page_checksum=True
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise JobError(f"disk full at {path}; all earlier shards are safe: free some space and rerun") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there and reads back with the checksums of all its pages."""
+    if not path.exists():
+        return False
+    try:
+        for _ in pq.ParquetFile(path, page_checksum_verification=True).iter_batches():
+            pass
+    except (pa.ArrowException, OSError) as error:
+        log.warning("%s is damaged and will be scored again: %s", path, error)
+        return False
+    return True
