@@ -3,8 +3,11 @@
     python python_script/score_dataset.py config/score_dataset.yaml data.path=captions.csv output_dir=output/mine
     python python_script/score_dataset.py data.path=a.parquet data.text_column=captions model.path=PumpkinCat/ScoreRS
 
-Reads CSV, TSV, JSON, JSONL and Parquet: caption tables and ShareGPT conversations. Run again, it goes on where it
-stopped. A record that cannot be scored is in the table with its error; everything else is scored.
+    python python_script/score_dataset.py "data.path=shards/{000..012}.tar" output_dir=output/shards
+
+Reads CSV, TSV, JSON, JSONL, Parquet, WebDataset tars, folders and patterns of them, and folders that the datasets
+library saved: caption tables and ShareGPT or LLaVA conversations. Run again, it goes on where it stopped. A record that
+cannot be scored is in the table with its error; everything else is scored.
 
 On one machine every GPU gets a process with the model. On several, engine=accelerate divides the work among the
 processes of a launch, and engine=ray among the workers of a cluster; all give the same table:

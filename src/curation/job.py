@@ -23,6 +23,7 @@ from tqdm import tqdm
 from src.curation.scorer import WINDOW, Scorer
 from src.curation.shards import is_whole, part_path, table_rows, write_shard
 from src.dataset.collate import Pair
+from src.dataset.files import absolute_path
 from src.dataset.records import (
     DataSpec,
     Record,
@@ -35,6 +36,7 @@ from src.dataset.records import (
 from src.errors import JobError
 from src.model.checkpoint import locate
 
+_NAMED_CHANGES = 8  # of thousands of files that may have changed
 _VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
 
 
@@ -214,7 +216,7 @@ def _manifest(spec: DataSpec, scorer: Scorer, model_path: str, total: int, shard
     encoder = scorer.encoder
     root = Path(spec.image_root) if spec.image_root else None
     return {
-        "data": {**asdict(spec), "path": str(Path(spec.path).resolve()), "image_root": root and str(root.resolve())},
+        "data": {**asdict(spec), "path": absolute_path(spec.path), "image_root": root and str(root.resolve())},
         "input": {**input_fingerprint(spec), "records": total},
         "model": {"path": model_path, "weights": _weights(model_path), "dtype": str(scorer.model.dtype)},
         "template": encoder.template,
@@ -245,9 +247,20 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise JobError(f"{path} is not readable as JSON: {error}") from error
-    changed = [f"{k} (was {earlier.get(k)}, now {now})" for k, now in manifest.items() if earlier.get(k) != now]
+    changed = list(_differences(earlier, manifest))
     if changed:
-        raise JobError(f"{path.parent} holds another job's scores; changed: {'; '.join(changed)}. Use a new output_dir")
+        named = "; ".join(changed[:_NAMED_CHANGES])
+        named += f"; and {len(changed) - _NAMED_CHANGES} more" if len(changed) > _NAMED_CHANGES else ""
+        raise JobError(f"{path.parent} holds another job's scores; changed: {named}. Use a new output_dir")
+
+
+def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in {**now, **earlier}:
+        old, new = earlier.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} (was {old}, now {new})"
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from PIL import Image
 from src.curation.report_charts import POINTS, score_by_length, score_histogram
 from src.curation.select import data_spec, one_row, open_scores, read_manifest
 from src.dataset.images import open_image
-from src.dataset.records import DataSpec, Record, read_records, resolve_root
+from src.dataset.records import DataSpec, Record, pick_records, resolve_root
 from src.errors import JobError, RecordError
 
 THUMBNAIL_SIDE = 200  # pixels
@@ -216,13 +216,10 @@ def _galleries(db: duckdb.DuckDBPyConnection, spec: DataSpec, size: int) -> list
 def _read_rows(spec: DataSpec, rows: set[int]) -> dict[int, Record]:
     """Those records of ``rows`` that can be read, by row number; none when the data has been moved away."""
     without_ids = replace(spec, id_column=None)  # records are found by row: no need to compare all ids again
-    wanted = sorted(rows)
-    # Parquet is entered at any row; a text file is read from its start anyway, so one pass must do
-    alone = [(row, row + 1) for row in wanted] if spec.path.endswith(".parquet") else []
     found: dict[int, Record] = {}
     with suppress(JobError):
-        for start, stop in alone or [(wanted[0], wanted[-1] + 1)]:
-            found |= {record.row: record for record in read_records(without_ids, start, stop) if record.row in rows}
+        for record in pick_records(without_ids, rows):
+            found[record.row] = record
     return found
 
 

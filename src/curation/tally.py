@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from src.curation.select import data_spec, open_scores, read_manifest
-from src.dataset.rows import iter_rows
+from src.dataset.files import find_files
 from src.errors import JobError
 
 
@@ -53,7 +53,7 @@ def tally(scores_dir: str | Path, subset: Path, column: str, seed: int = 0) -> l
 
 def _values(path: str, column: str) -> Iterator[str | None]:
     found = False
-    for row in iter_rows(Path(path), [column]):
+    for *_, row in find_files(path).iter_rows([column]):
         value = row.get(column) if isinstance(row, dict) else None
         found = found or (isinstance(row, dict) and column in row)
         yield None if value is None else str(value).encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Read the rows of a CSV, TSV, JSON, JSONL or Parquet file one at a time, whatever the size of the file.
+"""Read the rows of one data file of any format, one at a time, whatever the size of the file.
 
 A row that cannot be read comes out as a RecordError in its place, so that row numbers never shift.
 """
@@ -6,8 +6,8 @@ A row that cannot be read comes out as a RecordError in its place, so that row n
 import csv
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +15,78 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from src.dataset.json_stream import JsonList
+from src.dataset.saved_datasets import count_saved, is_saved_dataset, saved_batches, saved_schema
+from src.dataset.tars import samples
 from src.errors import JobError, RecordError
 
 Row = dict[str, Any] | RecordError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (*DELIMITERS, ".json", ".jsonl", ".parquet")
+FORMATS = (*SUFFIXES, ".tar")
+SAVED = "/"  # stands for the suffix of a folder saved by the datasets library
 
 MAX_CSV_FIELD = 2**20  # characters; bounds what a quote that is never closed can swallow
 BATCH_BYTES = 2**23  # of decoded Parquet held at a time
-KEY_ROWS = 64  # JSON has no header: its columns are the keys of that many first objects
+KEY_ROWS = 64  # JSON and tars have no header: their columns are the keys of that many first objects
 
 
 def table_suffix(path: Path) -> str:
-    """The format of a data file by its name: one of ``SUFFIXES``.
+    """The format of a data file by its name: one of ``FORMATS``, or ``SAVED`` for a folder of the datasets library.
 
     Raises:
         JobError: no such file, an empty one, or a format that is not supported.
     """
     if not path.exists():
         raise JobError(f"no such data file: {path}")
+    if path.is_dir() and is_saved_dataset(path):
+        return SAVED
     suffix = path.suffix.lower()
-    if not path.is_file() or suffix not in SUFFIXES:
-        raise JobError(f"{path} is not a data file of a supported format ({', '.join(SUFFIXES)})")
+    if not path.is_file() or suffix not in FORMATS:
+        raise JobError(f"{path} is not a data file of a supported format ({', '.join(FORMATS)})")
     if path.stat().st_size == 0:
         raise JobError(f"{path} is empty")
     return suffix
 
 
-def column_names(path: Path) -> list[str]:
-    """Names of the columns: the header, the Parquet schema, or the keys met in the first objects of JSON."""
+def column_names(path: Path, enough: Collection[str] | None = None) -> list[str]:
+    """Names of the columns: the header, the schema, or the keys met in the first objects of JSON or a tar.
+
+    With ``enough``, the look at first objects ends as soon as all of these have been met.
+    """
     suffix = table_suffix(path)
     if suffix in DELIMITERS:
         return csv_header(path, DELIMITERS[suffix])
-    if suffix == ".parquet":
-        with parquet_file(path) as file:
-            return list(file.schema_arrow.names)
-    first = islice(iter_rows(path), KEY_ROWS)
-    return list(dict.fromkeys(key for row in first if isinstance(row, dict) for key in row))
+    schema = arrow_schema(path)
+    if schema is not None:
+        return list(schema.names)
+    keys: Iterator[Iterable[str]] = (row if isinstance(row, dict) else () for row in iter_rows(path, columns=[]))
+    if suffix == ".tar":
+        keys = (sample.columns() for sample in samples(path))
+    names: dict[str, None] = {}
+    for found in islice(keys, KEY_ROWS):
+        names |= dict.fromkeys(found)
+        if enough is not None and names.keys() >= set(enough):
+            break
+    return list(names)
+
+
+def arrow_schema(path: Path) -> pa.Schema | None:
+    """The schema of a Parquet file or of a folder saved by the datasets library; None for other formats."""
+    match table_suffix(path):
+        case ".parquet":
+            with parquet_file(path) as file:
+                return file.schema_arrow
+        case suffix:
+            return saved_schema(path) if suffix == SAVED else None
 
 
 def iter_rows(path: Path, columns: Sequence[str] | None = None, start: int = 0) -> Iterator[Row]:
     """Yield the rows from number ``start`` (0-based) on as ``{column: value}``.
 
-    ``columns`` spares Parquet the reading of others; the other formats give all. In a Parquet row, a string that
-    is not UTF-8 is replaced by a RecordError as the value of its column. Undecodable bytes of a CSV or JSON file
-    come out as lone surrogates (Python's ``surrogateescape``).
+    ``columns`` spares Parquet, saved data sets and tars the reading of others; the other formats give all. In their
+    rows, a string that is not UTF-8 is replaced by a RecordError as the value of its column. Undecodable bytes of a
+    CSV or JSON file come out as lone surrogates (Python's ``surrogateescape``).
 
     Raises:
         JobError: the file cannot be read on from some point.
@@ -72,6 +98,10 @@ def iter_rows(path: Path, columns: Sequence[str] | None = None, start: int = 0) 
             return _jsonl_rows(path, start)
         case ".json":
             return islice(_json_rows(path), start, None)
+        case ".tar":
+            return (sample.row(columns) for sample in islice(samples(path), start, None))
+        case suffix if suffix == SAVED:
+            return chain.from_iterable(map(_batch_rows, saved_batches(path, BATCH_BYTES, columns, start)))
         case suffix:
             return islice(_csv_rows(path, DELIMITERS[suffix]), start, None)
 
@@ -85,6 +115,10 @@ def count_rows(path: Path) -> int:
         case ".jsonl":
             with path.open("rb") as lines:
                 return sum(1 for line in lines if line.strip())
+        case ".tar":
+            return sum(1 for _ in samples(path))
+        case suffix if suffix == SAVED:
+            return count_saved(path)
         case _:
             return sum(1 for _ in iter_rows(path))
 
@@ -205,9 +239,13 @@ def _parquet_rows(path: Path, columns: Sequence[str] | None, start: int) -> Iter
             skip -= file.metadata.row_group(group).num_rows
             group += 1
         for batch in parquet_batches(file, columns, group):
-            for k in range(min(skip, batch.num_rows), batch.num_rows):
-                yield {name: _cell(values[k]) for name, values in zip(batch.schema.names, batch.columns, strict=True)}
+            yield from _batch_rows(batch.slice(min(skip, batch.num_rows)))
             skip = max(0, skip - batch.num_rows)
+
+
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    for k in range(batch.num_rows):
+        yield {name: _cell(values[k]) for name, values in zip(batch.schema.names, batch.columns, strict=True)}
 
 
 def _cell(scalar: pa.Scalar) -> Any:

@@ -1,4 +1,4 @@
-"""Which file a data set is, what its columns mean, and the checks before work on it starts."""
+"""Where a data set is, what its columns mean, and the checks before work on it starts."""
 
 import difflib
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from src.dataset import rows
 from src.dataset.fields import CONVERSATION_KEYS
+from src.dataset.files import DataFiles, find_files
 from src.errors import JobError
 
 
@@ -17,11 +18,16 @@ class DataSpec:
     """Where a data set is, and which of its columns mean what.
 
     Attributes:
-        path: .csv, .tsv, .json, .jsonl or .parquet file.
-        image_root: folder that images are relative to and must lie in; None: the folder of the data file.
-        image_column: paths, or in Parquet ``{bytes, path}`` or binary; a list of them is several images. The
-            default gives way to a column ``image`` of a Parquet file that holds encoded images.
-        text_column: a caption or a list of captions.
+        path: a .csv, .tsv, .json, .jsonl, .parquet or (WebDataset) .tar file; a folder of such files, or a pattern
+            (``train-*.parquet``, ``shard-{000..012}.tar``), all of one format with the same columns; or a folder
+            that the ``datasets`` library saved.
+        image_root: folder that images are relative to and must lie in; None: the folder of the data file, the
+            folder given, or the one below which the pattern matches.
+        image_column: paths, or in Parquet and saved data sets ``{bytes, path}`` or binary; a list of them is
+            several images. The default gives way to a column ``image`` that holds encoded images, as the image
+            members of a tar do.
+        text_column: a caption or a list of captions. In a tar the default gives way to the first of
+            ``TAR_CAPTIONS`` that there is.
         id_column, source_column, question_column: optional further columns of text.
     """
 
@@ -34,61 +40,87 @@ class DataSpec:
     question_column: str | None = None
 
 
+TAR_CAPTIONS = ("txt", "caption", "text", "title")  # members or JSON keys, the most telling first
+
+
 @dataclass(frozen=True)
 class Layout:
-    """What a look at the file settles: its format, whether it holds conversations, and the image column."""
+    """What a look at the files settles: which they are, whether they hold conversations, and their columns."""
 
-    path: Path
-    suffix: str
+    files: DataFiles
     conversations: bool
     image_column: str
+    text_column: str
 
 
 def inspect(spec: DataSpec) -> Layout:
     """Check a data set before work on it starts.
 
     Raises:
-        JobError: missing, empty or unsupported file, no records, unknown column, a Parquet column of a type that
-            cannot hold what it should, missing image root.
+        JobError: missing, empty or unsupported file, several formats, no records, unknown column, a file with other
+            columns than the first, a column of a type that cannot hold what it should, missing image root.
     """
-    path = Path(spec.path)
-    suffix = rows.table_suffix(path)
+    files = find_files(spec.path)
     if spec.image_root is not None and not Path(spec.image_root).is_dir():
         raise JobError(f"no such image root: {spec.image_root}")
-    if next(rows.iter_rows(path, columns=[]), None) is None:
-        raise JobError(f"{path} holds no records")
+    first = next(files.iter_rows(columns=[]), None)
+    if first is None:
+        raise JobError(f"{spec.path} holds no records")
+    path = files.paths[first[0]]
     present = rows.column_names(path)
-    schema = None
-    image_column = spec.image_column
-    if suffix == ".parquet":
-        with rows.parquet_file(path) as file:
-            schema = file.schema_arrow
-        if image_column == DataSpec.image_column and "image" in present and _holds_bytes(schema.field("image").type):
-            image_column = "image"
+    layout = _layout(spec, files, present, rows.arrow_schema(path))
+    for other in files.paths:
+        _check_columns(other, spec, layout, path, present)
+    return layout
+
+
+def _layout(spec: DataSpec, files: DataFiles, present: list[str], schema: pa.Schema | None) -> Layout:
+    image_column, text_column = spec.image_column, spec.text_column
+    encoded = (
+        files.suffix == ".tar" if schema is None else "image" in present and _holds_bytes(schema.field("image").type)
+    )
+    if image_column == DataSpec.image_column and "image" in present and encoded:
+        image_column = "image"
     conversations = (
-        suffix in (".json", ".jsonl")
+        files.suffix in (".json", ".jsonl", ".tar")
         and spec.text_column == DataSpec.text_column
         and any(key in present for key in CONVERSATION_KEYS)
+        and not (files.suffix == ".tar" and "txt" in present)
     )
-    optional = [spec.id_column, spec.source_column] + ([] if conversations else [spec.question_column])
+    if files.suffix == ".tar" and text_column == DataSpec.text_column:
+        text_column = next((name for name in TAR_CAPTIONS if name in present), text_column)
+    return Layout(files, conversations, image_column, text_column)
+
+
+def _check_columns(path: Path, spec: DataSpec, layout: Layout, first: Path, expected: list[str]) -> None:
+    """Refuse a file that lacks a column which is used, has one of a wrong type, or another header than the first."""
+    optional = [spec.id_column, spec.source_column] + ([] if layout.conversations else [spec.question_column])
     used = [column for column in optional if column is not None]
-    if not conversations:
-        used += [image_column, spec.text_column]
+    if not layout.conversations:
+        used += [layout.image_column, layout.text_column]
+    present = expected if path == first else rows.column_names(path, enough=used)
+    keyed = layout.files.suffix in (".json", ".jsonl", ".tar")  # whose objects need not all have the same keys
+    if keyed and not present and path != first:
+        return  # no objects, or none in its first rows that can be read
     for column in used:
         _require(column, present, path)
+    if layout.conversations and not any(key in present for key in CONVERSATION_KEYS):
+        raise JobError(f"{path} holds no conversations, but {first} does")
+    if not keyed and (differing := sorted({*expected} ^ {*present})):
+        raise JobError(f"{path} has not the same columns as {first}: {', '.join(map(repr, differing))} differ")
+    schema = rows.arrow_schema(path)
     if schema is not None:
-        _require_type(schema, spec.text_column, pa.types.is_null, _is_text)
-        _require_type(schema, image_column, pa.types.is_null, _is_text, _holds_bytes)
-    return Layout(path, suffix, conversations, image_column)
+        _require_type(schema, layout.text_column, path, pa.types.is_null, _is_text)
+        _require_type(schema, layout.image_column, path, pa.types.is_null, _is_text, _holds_bytes)
 
 
 def resolve_root(spec: DataSpec) -> Path:
     """The ``root`` with which ``open_image`` is to open images of this data set. Raises JobError as ``inspect``.
 
-    Without ``image_root`` it is the folder of the data file; paths elsewhere need an ``image_root`` that holds them.
+    Without ``image_root`` it is the folder of the data; paths elsewhere need an ``image_root`` that holds them.
     """
     layout = inspect(spec)
-    return Path(spec.image_root) if spec.image_root is not None else layout.path.parent
+    return Path(spec.image_root) if spec.image_root is not None else layout.files.folder
 
 
 def _require(column: str, present: list[str], path: Path) -> None:
@@ -102,10 +134,10 @@ def _require(column: str, present: list[str], path: Path) -> None:
     raise JobError(f"no column {column!r} in {path}; it has {', '.join(map(repr, present))}.{hint}")
 
 
-def _require_type(schema: pa.Schema, column: str, *tests: Callable[[pa.DataType], bool]) -> None:
+def _require_type(schema: pa.Schema, column: str, path: Path, *tests: Callable[[pa.DataType], bool]) -> None:
     kind = _item_type(schema.field(column).type)
     if not any(test(kind) for test in tests):
-        raise JobError(f"the column {column!r} holds {kind}, which is not what it is used for")
+        raise JobError(f"the column {column!r} holds {kind} in {path}, which is not what it is used for")
 
 
 def _item_type(kind: pa.DataType) -> pa.DataType:

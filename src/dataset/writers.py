@@ -1,34 +1,38 @@
-"""Write the kept part of a data set in the data set's own format, with its scores."""
+"""Write the kept rows of a data set in the data set's own format and files, with its scores."""
 
 import csv
+import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+import shutil
+import tarfile
+from collections.abc import Iterator
 from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from src.dataset import rows
+from src.dataset.arrow_writers import write_dataset, write_parquet
+from src.dataset.files import DataFiles
+from src.dataset.kept import Kept, Scores, pick, score_name
 from src.dataset.spec import DataSpec, Layout, inspect
-from src.errors import JobError, RecordError
-
-Scores = list[tuple[int, float]]  # (number of the caption, score)
-Kept = Iterable[tuple[int, Scores]]  # (row, the scores of its kept captions), rows rising
-T = TypeVar("T")
-
-_GROUP_ROWS = 4096
-_GROUP_BYTES = 2**26
+from src.dataset.tars import add_member, samples
+from src.errors import JobError
 
 
 def write_subset(spec: DataSpec, kept: Kept, output_dir: str | Path) -> Path:
-    """Write the kept rows to ``kept<suffix>`` in ``output_dir``, in a stream, and return its path.
+    """Write the kept rows in a stream and return the path of what was written in ``output_dir``.
+
+    One file gives ``kept<suffix>``, a folder of the datasets library the folder ``kept``, and so does a folder or a
+    pattern: there, each file that keeps something has its name, and its place below the folder. An earlier ``kept``
+    is replaced.
 
     All columns are kept and ``score`` is added (``score_rs`` if the input has one, and so on). Where the caption
-    is a list (Parquet, JSON), the list is cut to the kept captions, and the score is a list beside it. The file
+    is a list (Parquet, saved data sets, JSON), the list is cut to the kept captions, and the score is a list beside
+    it. In a tar all members of a kept sample stay as they are, byte for byte, and a member ``<key>.score.json`` holds
+    the score, or where the caption is a list, a list of as many, null for those that are not kept. What is written
     appears under its name only when it is complete.
 
     Args:
@@ -38,77 +42,131 @@ def write_subset(spec: DataSpec, kept: Kept, output_dir: str | Path) -> Path:
         output_dir: made if missing.
 
     Raises:
-        JobError: as ``inspect``; the output would replace the input; a kept row is not in the input or cannot be
-            read.
+        JobError: as ``inspect``; the output would replace the input, or a folder ``kept`` of other things; a kept
+            row is not in the input or cannot be read.
         ValueError: rows do not rise.
     """
     layout = inspect(spec)
-    target = Path(output_dir) / f"kept{layout.suffix}"
-    if target.exists() and target.samefile(layout.path):
-        raise JobError(f"the kept data would replace the input {layout.path}; choose another output folder")
+    data = layout.files
+    in_folder = not data.alone or data.suffix == rows.SAVED
+    target = Path(output_dir) / ("kept" if in_folder else f"kept{data.suffix}")
+    _check_replaceable(target, data)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        match layout.suffix:
-            case ".parquet":
-                _write_parquet(layout, spec.text_column, kept, partial)
-            case ".json" | ".jsonl":
-                _write_json(layout, spec.text_column, kept, partial)
-            case _:
-                _write_csv(layout, kept, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        _remove(partial)
+        if data.alone:
+            _write_file(data.paths[0], layout, _score_name(layout), kept, partial)
+        else:
+            _write_files(layout, kept, partial)
+        for path in [*partial.rglob("*"), partial]:
+            _sync(path)
+        if in_folder:
+            _remove(target)  # a folder cannot be replaced in one step
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
     return target
 
 
-def _pick(items: Iterator[T | RecordError], kept: Kept, path: Path) -> Iterator[tuple[T, Scores]]:
-    """Pair the kept rows of a stream of all rows with their scores, these by rising caption number."""
-    here = -1
+def _write_files(layout: Layout, kept: Kept, folder: Path) -> None:
+    data, name = layout.files, _score_name(layout)
+    folder.mkdir()
+    for number, group in groupby(_by_file(data, kept), key=itemgetter(0)):
+        path = data.paths[number]
+        target = folder / data.below(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write_file(path, layout, name, ((row, scores) for _, row, scores in group), target)
+
+
+def _write_file(path: Path, layout: Layout, name: str, kept: Kept, target: Path) -> None:
+    match layout.files.suffix:
+        case ".parquet":
+            write_parquet(path, layout.text_column, kept, target)
+        case ".json" | ".jsonl":
+            _write_json(path, layout, name, kept, target)
+        case ".tar":
+            _write_tar(path, layout, name, kept, target)
+        case rows.SAVED:
+            write_dataset(path, layout.text_column, kept, target)
+        case suffix:
+            _write_csv(path, rows.DELIMITERS[suffix], kept, target)
+
+
+def _by_file(data: DataFiles, kept: Kept) -> Iterator[tuple[int, int, Scores]]:
+    """``(file, row in the file, scores)`` of rows that are numbered through."""
+    number, first, here = 0, 0, -1
     for row, scores in kept:
         if row <= here:
             raise ValueError(f"kept rows must rise: {row} after {here}")
-        item = next(islice(items, row - here - 1, None), None)
-        if item is None or isinstance(item, RecordError):
-            raise JobError(f"row {row} cannot be kept: {item or 'no such row'}. Has {path} changed since scoring?")
         here = row
-        yield item, [(k, float(score)) for k, score in sorted(scores)]
+        while number < len(data.paths) and row >= first + data.count(number):
+            first += data.count(number)
+            number += 1
+        if number == len(data.paths):
+            raise JobError(f"row {row} cannot be kept: no such row. Has {data.folder} changed since scoring?")
+        yield number, row - first, scores
 
 
-def _score_name(taken: Iterable[str]) -> str:
-    names = set(taken)
-    name = "score"
-    while name in names:
-        name += "_rs"
-    return name
+def _score_name(layout: Layout) -> str:
+    """A name for the scores that no row of any file uses; headers are alike in all files and looked at one by one."""
+    match layout.files.suffix:
+        case ".json" | ".jsonl":
+            return score_name({key for *_, row in layout.files.iter_rows() if isinstance(row, dict) for key in row})
+        case ".tar":
+            members = {name for path in layout.files.paths for sample in samples(path) for name in sample.members}
+            return score_name(name.removesuffix(".json") for name in members)
+        case _:
+            return score_name(rows.column_names(layout.files.paths[0]))
 
 
-def _write_csv(layout: Layout, kept: Kept, target: Path) -> None:
-    delimiter = rows.DELIMITERS[layout.suffix]
-    table = rows.csv_lists(layout.path, delimiter)
-    header = rows.csv_header(layout.path, delimiter)
+def _check_replaceable(target: Path, data: DataFiles) -> None:
+    """Refuse to write over the input, or to remove a folder that holds anything but an earlier subset."""
+    inputs = [path.resolve() for path in data.stored]
+    if any(path == target.resolve() or target.resolve() in path.parents for path in inputs):
+        raise JobError(f"the kept data would replace the input {target}; choose another output folder")
+    if not target.is_dir():
+        return
+    ours = (".arrow", ".json") if data.suffix == rows.SAVED else (data.suffix,)
+    others = (path for path in target.rglob("*") if path.is_file() and path.suffix.lower() not in ours)
+    if (other := next(others, None)) is not None:
+        raise JobError(f"{other} is no part of an earlier subset; move {target} away or choose another output folder")
+
+
+def _sync(path: Path) -> None:
+    if path.is_file():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _write_csv(path: Path, delimiter: str, kept: Kept, target: Path) -> None:
+    table = rows.csv_lists(path, delimiter)
+    header = rows.csv_header(path, delimiter)
     with target.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         # The module quotes a lone \r only if it is part of the line end; the file's line end is \n all the same.
         lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
         writer = csv.writer(lines, delimiter=delimiter, lineterminator="\r\n")
-        writer.writerow([*header, _score_name(header)])
-        for row, scores in _pick(islice(table, 1, None), kept, layout.path):
+        writer.writerow([*header, score_name(header)])
+        for row, scores in pick(islice(table, 1, None), kept, path):
             writer.writerow([*row, repr(scores[0][1])])
 
 
-def _write_json(layout: Layout, text_column: str, kept: Kept, target: Path) -> None:
-    name = _score_name(key for row in rows.iter_rows(layout.path) if isinstance(row, dict) for key in row)
-    lines = layout.suffix == ".jsonl"
+def _write_json(path: Path, layout: Layout, name: str, kept: Kept, target: Path) -> None:
+    lines = layout.files.suffix == ".jsonl"
     with target.open("w", encoding="utf-8", newline="") as file:
         file.write("" if lines else "[")
         between = "" if lines else "\n"
-        for row, scores in _pick(rows.iter_rows(layout.path), kept, layout.path):
-            captions = None if layout.conversations else row.get(text_column)
+        for row, scores in pick(rows.iter_rows(path), kept, path):
+            captions = None if layout.conversations else row.get(layout.text_column)
             added: dict[str, Any] = {name: scores[0][1]}
             if isinstance(captions, list):
-                added = {text_column: [captions[k] for k, _ in scores], name: [score for _, score in scores]}
+                added = {layout.text_column: [captions[k] for k, _ in scores], name: [score for _, score in scores]}
             text = json.dumps(row | added, ensure_ascii=False)
             # Lone surrogates in columns that are not used can be written only as escapes.
             file.write(between + (text if rows.is_utf8(text) else json.dumps(row | added)))
@@ -117,55 +175,16 @@ def _write_json(layout: Layout, text_column: str, kept: Kept, target: Path) -> N
         file.write("" if lines else "\n]\n")
 
 
-def _write_parquet(layout: Layout, text_column: str, kept: Kept, target: Path) -> None:
-    with rows.parquet_file(layout.path) as source:
-        schema = _with_score(source.schema_arrow, text_column)
-        numbered = enumerate(rows.parquet_batches(source))
-        places = ((number, batch, k) for number, batch in numbered for k in range(batch.num_rows))
-        held: list[pa.RecordBatch] = []
-        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
-            for _, group in groupby(_pick(places, kept, layout.path), key=lambda item: item[0][0]):
-                members = list(group)
-                (_, batch, _), _ = members[0]
-                chosen = batch.take(pa.array([k for (_, _, k), _ in members]))
-                held.append(_scored(chosen, [scores for _, scores in members], schema, text_column))
-                if sum(b.num_rows for b in held) >= _GROUP_ROWS or sum(b.nbytes for b in held) >= _GROUP_BYTES:
-                    writer.write_table(pa.Table.from_batches(held, schema))
-                    held = []
-            if held:
-                writer.write_table(pa.Table.from_batches(held, schema))
-
-
-def _scored(batch: pa.RecordBatch, kept: list[Scores], schema: pa.Schema, text_column: str) -> pa.RecordBatch:
-    columns = list(batch.columns)
-    score: list[Any]
-    if pa.types.is_list(schema.field(len(schema) - 1).type):
-        place = schema.get_field_index(text_column)
-        lists = zip(columns[place].to_pylist(), kept, strict=True)
-        cut = [[captions[n] for n, _ in scores] for captions, scores in lists]
-        columns[place] = pa.array(cut, schema.field(place).type)
-        score = [[value for _, value in scores] for scores in kept]
-    else:
-        score = [scores[0][1] for scores in kept]
-    return pa.record_batch([*columns, pa.array(score, schema.field(len(schema) - 1).type)], schema=schema)
-
-
-def _with_score(schema: pa.Schema, text_column: str) -> pa.Schema:
-    """The schema with a score column at its end, parallel to the captions where they are lists."""
-    place = schema.get_field_index(text_column)
-    kind = schema.field(place).type
-    several = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if pa.types.is_fixed_size_list(kind):
-        schema = schema.set(place, schema.field(place).with_type(pa.list_(kind.value_type)))
-    name = _score_name(schema.names)
-    schema = schema.append(pa.field(name, pa.list_(pa.float64()) if several else pa.float64()))
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features")
-    if features is None:
-        return schema
-    # The datasets library refuses a file whose columns are not the ones listed in this entry.
-    value = {"dtype": "float64", "_type": "Value"}
-    features[name] = {"feature": value, "_type": "List"} if several else value
-    if several:
-        features[text_column] = {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"}
-    entry = json.dumps({"info": {"features": features}}).encode()
-    return schema.with_metadata({**schema.metadata, b"huggingface": entry})
+def _write_tar(path: Path, layout: Layout, name: str, kept: Kept, target: Path) -> None:
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        for sample, scores in pick(samples(path), kept, path):
+            sample.copy_to(archive)
+            row = sample.row([layout.text_column])
+            captions = row.get(layout.text_column) if isinstance(row, dict) and not layout.conversations else None
+            score: Any = scores[0][1]
+            if isinstance(captions, list):
+                score = [dict(scores).get(k) for k in range(len(captions))]
+            content = json.dumps(score).encode()
+            member = tarfile.TarInfo(f"{sample.key}.{name}.json")
+            member.size, member.mtime = len(content), next(iter(sample.members.values())).mtime
+            add_member(archive, member, io.BytesIO(content))

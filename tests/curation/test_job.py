@@ -205,6 +205,18 @@ def test_changed_input_or_model_is_refused_with_what_changed(tmp_path, many, tin
         run_job(many, tiny_scorer, MODEL, tmp_path / "out", shard_size=16)
 
 
+def test_a_changed_file_among_several_is_named(tmp_path, pictures, tiny_scorer, monkeypatch):
+    for name in "abc":
+        write_csv(pictures / f"{name}.csv", [(f"{name}.png", "text")])
+    monkeypatch.chdir(pictures)
+    run_job(DataSpec("?.csv"), tiny_scorer, MODEL, tmp_path / "out", shard_size=2)
+    monkeypatch.chdir(tmp_path.parent)
+    run_job(DataSpec(f"{pictures}/?.csv"), tiny_scorer, MODEL, tmp_path / "out", shard_size=2)
+    write_csv(pictures / "b.csv", [("b.png", "TEXT")])
+    with pytest.raises(JobError, match=r"changed: input\.files\.b\.csv \(was .*\)\. Use"):
+        run_job(DataSpec(f"{pictures}/?.csv"), tiny_scorer, MODEL, tmp_path / "out", shard_size=2)
+
+
 def test_two_jobs_on_one_folder_and_a_full_disk(tmp_path, many, tiny_scorer, monkeypatch):
     (tmp_path / "out").mkdir()
     with job.sole_user(tmp_path / "out"), pytest.raises(JobError, match="another job is writing"):

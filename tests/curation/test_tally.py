@@ -40,6 +40,18 @@ def test_counts_by_hand(scored):
     assert sum(row.random for row in rows) == sum(kept.values()) == 12
 
 
+def test_several_files_are_counted_through(tmp_path, pictures, tiny_scorer):
+    for name, kinds in (("a", "xxy"), ("b", "yz")):
+        lines = "".join(
+            f"{letter}.png,text {name}{letter},{kind}\n" for letter, kind in zip("abc", kinds, strict=False)
+        )
+        (pictures / f"{name}.csv").write_text("filename,title,kind\n" + lines)
+    run_job(DataSpec(f"{pictures}/[ab].csv"), tiny_scorer, MODEL, tmp_path / "out")
+    subset = select_subset(tmp_path / "out", tmp_path / "out", Rule(fraction=1.0)).path
+    counts = {row.value: (row.pairs, row.kept) for row in tally(tmp_path / "out", subset, "kind")}
+    assert counts == {"x": (2, 2), "y": (2, 2), "z": (1, 1)}
+
+
 def test_random_draw_follows_its_seed(scored):
     draws = [[r.random for r in tally(scored, scored / "subset_ids.parquet", "title", seed)] for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]

@@ -165,6 +165,26 @@ def test_sharegpt(tmp_path):
         assert resolve_root(rooted) == tmp_path / "root"
 
 
+def test_llava(tmp_path):
+    asked = [{"from": "human", "value": "<image>\n<image>\nCompare."}, {"from": "gpt", "value": "They differ."}]
+    said = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}]
+    table = [
+        {"id": "1", "image": ["a.png", "b.png"], "conversations": asked},
+        {"id": "2", "conversations": said},
+        {"id": "3", "image": None, "images": [], "conversations": said},
+        {"id": "4", "image": "a.png", "images": None, "conversations": said},
+        {"id": "5", "conversations": asked},
+    ]
+    for suffix in ("json", "jsonl"):
+        (tmp_path / "root").mkdir(exist_ok=True)
+        spec = DataSpec(write(tmp_path / f"d.{suffix}", table), image_root=str(tmp_path / "root"), id_column="id")
+        records = list(read_records(spec))
+        assert [record.images for record in records] == [("a.png", "b.png"), (), (), ("a.png",), ()]
+        assert kinds(records) == [None] * 4 + ["bad_record"]
+        assert records[1].turns == ({"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"})
+        assert records[3].turns[0]["content"] == "<image>Hello"
+
+
 def test_sharegpt_with_bad_rows(tmp_path):
     table = [
         conversation(("human", "<image><image>"), ("gpt", "x")),
