@@ -153,3 +153,22 @@ def test_subset_of_other_making_is_refused(tmp_path):
     job = write_scores(tmp_path / "job", [pair(0, 1.0)])
     with pytest.raises(JobError, match="not a subset written by select_subset"):
         write_report(job, job / "scores" / "part-00000.parquet", tmp_path / "report.html")
+
+
+def test_score_is_charted_against_resolution(tmp_path):
+    rows = [pair(n, float(n), width=100 * (n + 1), height=1000) for n in range(9)] + [
+        pair(9, 0.5, width=None, height=None)
+    ]
+    page = report(tmp_path, rows, ["text"] * 10, gallery=0)
+    points, _, cut, _ = chart_values(charts(page)["size"])
+    assert sorted(point["megapixels"] for point in points) == pytest.approx([0.1 * n for n in range(1, 10)])
+    assert cut[0]["cut"] == 4
+    assert "Correlation of score and megapixels of image over all scored pairs: +1.00." in body(page)
+
+
+def test_source_cut_to_a_trace_is_flagged(tmp_path):
+    rows = [pair(n, float(n), source="port") for n in range(100, 150)]
+    rows += [pair(n, 120.0 * (n == 0), source="mine") for n in range(50)]
+    page = body(report(tmp_path, rows, ["text"], Rule(threshold=100), gallery=0))
+    assert re.search(r"1 source was cut to under a tenth of the common share:</b>\s*mine \(1 of 50\)\s*</p>", page)
+    assert page.count('<span class="tag error">under a tenth</span>') == 1
