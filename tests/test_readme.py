@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from python_script import benchmark, make_scenes, tally_subset
+from python_script import benchmark, compare_subsets, make_scenes, tally_subset
 from python_script.build_preference import BuildConfig
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.score_dataset import ScoreConfig
@@ -29,7 +29,12 @@ SCHEMAS = {
     "train_nano_scorer.py": NanoConfig,
     "train_reward.py": RewardConfig,
 }
-PARSERS = {"benchmark.py": benchmark, "make_scenes.py": make_scenes, "tally_subset.py": tally_subset}
+PARSERS = {
+    "benchmark.py": benchmark,
+    "compare_subsets.py": compare_subsets,
+    "make_scenes.py": make_scenes,
+    "tally_subset.py": tally_subset,
+}
 
 
 def words_of(command: str) -> list[str]:
