@@ -33,7 +33,7 @@ EDGES = (
 )
 # a rule that does not cut through the score has no edge in it
 RENAMED = {"Just above the cut": "Lowest scores kept", "Just below the cut": "Highest scores dropped"}
-FILTER_WORDS = {"width": "pixels wide", "height": "pixels high", "chars": "characters of text"}
+FILTER_WORDS = {"width": "images {} pixels wide", "height": "images {} pixels high", "chars": "texts of {} characters"}
 
 
 def write_report(scores_dir: str | Path, subset: str | Path, output: str | Path, gallery: int = 12) -> Path:
@@ -90,13 +90,14 @@ def rule_text(rule: Rule) -> str:
     """The rule as part of a sentence."""
     if rule.all or rule.any:
         joined = "what every one of these rules keeps" if rule.all else "what at least one of these rules keeps"
-        return (
-            f"{joined}: {'; '.join(f'({n}) {rule_text(part)}' for n, part in enumerate(rule.all or rule.any or (), 1))}"
-        )
+        texts = [
+            f"[{rule_text(part)}]" if part.all or part.any else rule_text(part) for part in rule.all or rule.any or ()
+        ]
+        return f"{joined}: {'; '.join(f'({number}) {text}' for number, text in enumerate(texts, 1))}"
     what = {"score": "score", "random": "random number", "text_chars": "text length"}.get(rule.by, rule.by)
     group = {"source": "each source", "row": "each record"}.get(rule.group_by or "", f"each {rule.group_by}")
     filters = [
-        f"{'at least' if key.startswith('min') else 'at most'} {bound:,} {FILTER_WORDS[key[4:]]}"
+        FILTER_WORDS[key[4:]].format(f"at {'least' if key.startswith('min') else 'most'} {bound:,}")
         for key, bound in rule.given().items()
         if key[4:] in FILTER_WORDS
     ]

@@ -67,7 +67,13 @@ def select_subset(scores_dir: str | Path, output_dir: str | Path, rule: Rule) ->
     with open_scores(scores_dir, spill_dir=output) as db:
         pairs, ok = _count(db, rule)
         create_kept(db, rule)
-        kept, cut = one_row(db, "SELECT count(*), min(score) FROM kept")
+        db.execute(
+            """CREATE TABLE by_source AS SELECT coalesce(source, '') AS source, sum(ok)::BIGINT AS ok,
+            sum(kept)::BIGINT AS kept, min(lowest) AS lowest FROM (
+                SELECT source, count(*) AS ok, 0 AS kept, NULL AS lowest FROM scores WHERE status = 'ok' GROUP BY source
+                UNION ALL SELECT source, 0, count(*), min(score) FROM kept GROUP BY source) GROUP BY 1"""
+        )
+        kept, cut = one_row(db, "SELECT sum(kept)::BIGINT, min(lowest) FROM by_source")
         if not kept:
             (highest,) = one_row(db, "SELECT max(score) FROM scores WHERE status = 'ok'")
             by_score = rule.threshold is not None and rule.is_plain
@@ -76,12 +82,6 @@ def select_subset(scores_dir: str | Path, output_dir: str | Path, rule: Rule) ->
             )
         counts = {"pairs": pairs, "ok": ok, "errors": pairs - ok, "kept": kept, "cut": cut}
         facts = {"fraction": rule.fraction, "threshold": rule.threshold, **rule.given(), "ties": "id", **counts}
-        db.execute(
-            """CREATE VIEW by_source AS
-            SELECT coalesce(source, '') AS source, sum(ok)::BIGINT AS ok, sum(kept)::BIGINT AS kept FROM (
-                SELECT source, count(*) AS ok, 0 AS kept FROM scores WHERE status = 'ok' GROUP BY source
-                UNION ALL SELECT source, 0, count(*) FROM kept GROUP BY source) GROUP BY 1"""
-        )
         losses = source_losses(db, kept / ok)
         partial, target = output / ".subset_ids.parquet.partial", output / "subset_ids.parquet"
         db.execute(

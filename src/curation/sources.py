@@ -43,7 +43,7 @@ class SourceLosses:
 
 
 def source_losses(db: duckdb.DuckDBPyConnection, overall: float) -> SourceLosses:
-    """The losses in the view ``by_source`` (source, ok, kept), where all sources together keep the part ``overall``."""
+    """The losses in the table ``by_source`` (source, ok, kept), where all pairs together keep the part ``overall``."""
     lost = f"FROM by_source WHERE source <> '' AND ok > 0 AND kept < {THIN} * {overall!r} * ok"
     thinned, wiped = one_row(db, f"SELECT count(*) FILTER (kept > 0), count(*) FILTER (kept = 0) {lost}")
     shown = db.execute(
@@ -81,8 +81,8 @@ def kept_by_source(db: duckdb.DuckDBPyConnection, lowest: float) -> dict[str, An
         for name, pairs, ok, kept, spread in rows
     ]
     db.execute(
-        """CREATE VIEW by_source AS SELECT source, count(*) FILTER (status = 'ok') AS ok, count(*) FILTER (kept) AS kept
-        FROM pairs GROUP BY source"""
+        """CREATE TABLE by_source AS SELECT source, count(*) FILTER (status = 'ok') AS ok,
+        count(*) FILTER (kept) AS kept FROM pairs GROUP BY source"""
     )
     total, overall = one_row(
         db, "SELECT count(*) FILTER (source <> ''), sum(kept) / greatest(sum(ok), 1) FROM by_source"
