@@ -2,16 +2,21 @@
 
     python python_script/select_subset.py scores_dir=output/rsicd fraction=0.3
     python python_script/select_subset.py scores_dir=output/rsicd fraction=null threshold=0.5 output_dir=output/good
+    python python_script/select_subset.py scores_dir=output/rsicd group_by=source
+    python python_script/select_subset.py scores_dir=output/rsicd fraction=null group_by=row per_group=1
 
-Reads what score_dataset.py wrote. Equal scores at the cut are kept in the order of their ids.
+Reads what score_dataset.py wrote. Equal values at the cut are kept in the order of their ids. A source that the rule
+wipes out, or cuts to under a tenth of the common share, is named in a warning.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from src.config import run_program
 from src.curation.report import write_report
-from src.curation.select import Rule, select_subset, write_kept
+from src.curation.rules import Rule
+from src.curation.select import select_subset, write_kept
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "config" / "select_subset.yaml"
 
@@ -30,13 +35,30 @@ class SelectConfig:
     output_dir: str = "${scores_dir}"
     fraction: float | None = 0.3
     threshold: float | None = None
+    by: str = "score"
+    scores_from: str | None = None
+    group_by: str | None = None
+    per_group: int | None = None
+    temperature: float | None = None
+    seed: int = 0
+    min_width: int | None = None
+    max_width: int | None = None
+    min_height: int | None = None
+    max_height: int | None = None
+    min_chars: int | None = None
+    max_chars: int | None = None
+    nan: str = "refuse"
+    all: list[dict[str, Any]] | None = None
+    any: list[dict[str, Any]] | None = None
     report: ReportConfig = field(default_factory=ReportConfig)
 
 
 def main(config: SelectConfig) -> None:
-    rule = Rule(config.fraction, config.threshold)
+    rule = Rule.from_keys({key.name: getattr(config, key.name) for key in fields(Rule)})
     selection = select_subset(config.scores_dir, config.output_dir, rule)
     print(selection)
+    for line in selection.losses.lines():
+        print(line)
     print(f"ids    {selection.path}")
     print(f"data   {write_kept(config.scores_dir, selection.path, config.output_dir)}")
     if config.report.enabled:

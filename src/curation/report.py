@@ -4,43 +4,36 @@ What grows with the table (histogram, sources, errors) is summed up by DuckDB; w
 points) is cut to a fixed number before it reaches Python.
 """
 
-import base64
-import io
 import json
 import math
 import shlex
-from contextlib import suppress
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow.parquet as pq
-import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from src.curation.report_charts import POINTS, score_by_length, score_histogram
-from src.curation.select import data_spec, one_row, open_scores, read_manifest
-from src.dataset.images import open_image
-from src.dataset.records import DataSpec, Record, pick_records, resolve_root
-from src.errors import JobError, RecordError
+from src.curation.gallery import Group, galleries
+from src.curation.page import write_page
+from src.curation.report_charts import POINTS, score_by_length, score_by_size, score_histogram
+from src.curation.rules import Rule
+from src.curation.score_table import data_spec, one_row, open_scores, read_manifest
+from src.curation.select import read_facts, rule_of
+from src.curation.sources import kept_by_source
 
-THUMBNAIL_SIDE = 200  # pixels
-CAPTION_CHARS = 180
-TITLE_CHARS = 2000  # of the full text shown on hovering
-SOURCES = 30
-
-# (state, heading, order of the pairs); from the best to the worst, as they stand on the page
-GROUPS = (
-    ("kept", "Highest scores", "score DESC, id"),
-    ("kept", "A random handful of what was kept", "hash(id), id"),
-    ("kept", "Just above the cut", "score, id"),
-    ("dropped", "Just below the cut", "score DESC, id"),
-    ("dropped", "A random handful of what was dropped", "hash(id), id"),
-    ("dropped", "Lowest scores", "score, id"),
+DROPPED = "NOT kept AND status = 'ok'"
+# from the best to the worst, as they stand on the page
+EDGES = (
+    Group("kept", "Highest scores", "kept", "score DESC, id"),
+    Group("kept", "A random handful of what was kept", "kept", "hash(id), id"),
+    Group("kept", "Just above the cut", "kept", "score, id"),
+    Group("dropped", "Just below the cut", DROPPED, "score DESC, id"),
+    Group("dropped", "A random handful of what was dropped", DROPPED, "hash(id), id"),
+    Group("dropped", "Lowest scores", DROPPED, "score, id"),
 )
+# a rule that does not cut through the score has no edge in it
+RENAMED = {"Just above the cut": "Lowest scores kept", "Just below the cut": "Highest scores dropped"}
+FILTER_WORDS = {"width": "images {} pixels wide", "height": "images {} pixels high", "chars": "texts of {} characters"}
 
 
 def write_report(scores_dir: str | Path, subset: str | Path, output: str | Path, gallery: int = 12) -> Path:
@@ -54,62 +47,82 @@ def write_report(scores_dir: str | Path, subset: str | Path, output: str | Path,
             cannot be read is shown as a placeholder with the reason.
     """
     manifest = read_manifest(scores_dir)
+    spec = data_spec(manifest)
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    rule = _read_rule(Path(subset))
+    facts = read_facts(subset)
+    rule = rule_of(facts)
+    cut = facts["cut"] if rule.is_plain else None
+    groups = [
+        Group(g.state, g.heading if rule.is_plain else RENAMED.get(g.heading, g.heading), g.where, g.order)
+        for g in EDGES
+    ]
     with open_scores(scores_dir, spill_dir=output.parent) as db:
         db.read_parquet(str(subset)).create_view("kept_pairs")
         db.execute(
             """CREATE TABLE pairs AS SELECT scores.id, row, text_index, scores.score, status, error, text_chars,
-            coalesce(source, '') AS source, kept_pairs.id IS NOT NULL AS kept
-            FROM scores LEFT JOIN kept_pairs USING (row, text_index)"""
+            width::DOUBLE * height / 1e6 AS megapixels, coalesce(source, '') AS source,
+            kept_pairs.id IS NOT NULL AS kept FROM scores LEFT JOIN kept_pairs USING (row, text_index)"""
         )
-        facts = {
-            "rule": rule,
-            "rule_text": _rule_text(rule),
-            "name": Path(data_spec(manifest).path).name,
+        content = {
+            "rule": facts,
+            "rule_text": rule_text(rule),
+            "plain": rule.is_plain,
+            "name": Path(spec.path).name,
             "origin": _flat({key: manifest.get(key) for key in ("model", "template", "position_scheme", *manifest)}),
             "made": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
             "command": _command(scores_dir, Path(subset).parent, rule),
             "sample_points": POINTS,
-            "length_correlation": _length_correlation(db),
-            "sources": _sources(db, rule["cut"]),
+            "correlations": {name: _correlation(db, name) for name in ("text_chars", "megapixels")},
+            "sources": kept_by_source(db, facts["cut"]),
             "errors": _errors(db),
-            "groups": _galleries(db, data_spec(manifest), gallery) if gallery else [],
+            "groups": galleries(db, spec, groups, gallery) if gallery else [],
             "charts": {
-                "histogram": score_histogram(db, rule["cut"]),
-                "length": score_by_length(db, rule["cut"]),
+                "histogram": score_histogram(db, cut),
+                "length": score_by_length(db, cut),
+                "size": score_by_size(db, cut),
             },
         }
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            **facts,
-            vega=vl_convert.javascript_bundle(),  # type: ignore[call-arg]
-        )
-    )
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    return partial.replace(output)
+    return write_page("report.html.j2", output, content, with_charts=True)
 
 
-def _read_rule(subset: Path) -> dict[str, Any]:
-    try:
-        return json.loads(pq.read_schema(subset).metadata[b"rule"])
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise JobError(f"{subset} is not a subset written by select_subset: {error}") from error
+def rule_text(rule: Rule) -> str:
+    """The rule as part of a sentence."""
+    if rule.all or rule.any:
+        joined = "what every one of these rules keeps" if rule.all else "what at least one of these rules keeps"
+        texts = [
+            f"[{rule_text(part)}]" if part.all or part.any else rule_text(part) for part in rule.all or rule.any or ()
+        ]
+        return f"{joined}: {'; '.join(f'({number}) {text}' for number, text in enumerate(texts, 1))}"
+    what = {"score": "score", "random": "random number", "text_chars": "text length"}.get(rule.by, rule.by)
+    group = {"source": "each source", "row": "each record"}.get(rule.group_by or "", f"each {rule.group_by}")
+    filters = [
+        FILTER_WORDS[key[4:]].format(f"at {'least' if key.startswith('min') else 'most'} {bound:,}")
+        for key, bound in rule.given().items()
+        if key[4:] in FILTER_WORDS
+    ]
+    pairs = f"pairs with {' and '.join(filters)}" if filters else "scored pairs"
+    if rule.threshold is not None:
+        text = f"every pair with a {what} of at least {rule.threshold:g}"
+        return f"{text} among the {pairs}" if filters else text
+    if rule.fraction is None and rule.per_group is None:
+        return f"the {pairs}"
+    many = f"{100 * rule.fraction:.4g} %" if rule.fraction is not None else f"{rule.per_group:,}"
+    share = many if rule.fraction is not None else f"at most {many}"
+    whole = f"of the {pairs}" + (f" of {group}" if rule.group_by else "")
+    if rule.temperature is not None:
+        return f"a draw of {share} {whole}, weighted by {what} at temperature {rule.temperature:g}, seed {rule.seed}"
+    if rule.by == "random":
+        return f"a random {share} {whole}, seed {rule.seed}"
+    best = f"the best {share}" if rule.fraction is not None else f"{share}, the best,"
+    by = "" if rule.by == "score" else f" by {what}"
+    return f"{best} {whole}{by}, equal {'scores' if rule.by == 'score' else 'values'} in the order of their ids"
 
 
-def _rule_text(rule: dict[str, Any]) -> str:
-    if rule["threshold"] is not None:
-        return f"every pair with a score of at least {rule['threshold']:g}"
-    return f"the best {100 * rule['fraction']:.4g} % of the scored pairs, equal scores in the order of their ids"
-
-
-def _command(scores_dir: str | Path, output_dir: Path, rule: dict[str, Any]) -> str:
+def _command(scores_dir: str | Path, output_dir: Path, rule: Rule) -> str:
     words = ["python", "python_script/select_subset.py", f"scores_dir={scores_dir}", f"output_dir={output_dir}"]
-    words += [f"{name}={'null' if rule[name] is None else rule[name]}" for name in ("fraction", "threshold")]
+    keys = {"fraction": rule.fraction, "threshold": rule.threshold, **rule.given()}
+    words += [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in keys.items()]
     return shlex.join(words)
 
 
@@ -120,52 +133,10 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key, inner in tree.items() for k, v in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()}
 
 
-def _length_correlation(db: duckdb.DuckDBPyConnection) -> float | None:
-    """Pearson correlation of score and text length; None where one of them does not vary."""
-    (value,) = one_row(db, "SELECT corr(score, text_chars) FROM pairs WHERE status = 'ok'")
+def _correlation(db: duckdb.DuckDBPyConnection, column: str) -> float | None:
+    """Pearson correlation of score and a column of ``pairs``; None where one of them does not vary."""
+    (value,) = one_row(db, f"SELECT corr(score, {column}) FROM pairs WHERE status = 'ok'")  # noqa: S608, ours
     return value if value is not None and math.isfinite(value) else None
-
-
-def _sources(db: duckdb.DuckDBPyConnection, cut: float) -> dict[str, Any]:
-    """The ``SOURCES`` largest sources by falling kept share, and every source that the rule wiped out.
-
-    Score quantiles (5, 25, 50, 75, 95 %) are positions in 0..100 on one axis common to all sources.
-    """
-    rows = db.execute(
-        """SELECT source AS name, count(*) AS pairs, count(*) FILTER (status = 'ok'),
-        count(*) FILTER (kept), approx_quantile(score, [0.05, 0.25, 0.5, 0.75, 0.95]) FILTER (status = 'ok')
-        FROM pairs GROUP BY 1 ORDER BY pairs DESC, name LIMIT ?""",
-        [SOURCES],
-    ).fetchall()
-    spreads = [spread for *_, spread in rows if spread]
-    low, high = min([cut, *(s[0] for s in spreads)]), max([cut, *(s[-1] for s in spreads)])
-    shown = [
-        {
-            "name": name,
-            "pairs": pairs,
-            "ok": ok,
-            "kept": kept,
-            "share": kept / ok if ok else 0.0,
-            "box": [100 * (q - low) / ((high - low) or 1) for q in spread or []],
-            "median": spread[2] if spread else None,
-        }
-        for name, pairs, ok, kept, spread in rows
-    ]
-    db.execute(
-        """CREATE VIEW wiped AS SELECT source FROM pairs WHERE source <> '' AND status = 'ok'
-        GROUP BY source HAVING NOT bool_or(kept)"""
-    )
-    (total,) = one_row(db, "SELECT count(DISTINCT source) FROM pairs WHERE source <> ''")
-    (wiped,) = one_row(db, "SELECT count(*) FROM wiped")
-    names = db.execute("SELECT source FROM wiped ORDER BY source LIMIT ?", [SOURCES]).fetchall()
-    return {
-        "total": total,
-        "shown": sorted(shown, key=lambda entry: (-entry["share"], -entry["pairs"], entry["name"])),
-        "low": low,
-        "high": high,
-        "wiped": wiped,
-        "wiped_names": [name for (name,) in names],
-    }
 
 
 def _errors(db: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
@@ -174,93 +145,3 @@ def _errors(db: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
         FROM pairs WHERE status <> 'ok' GROUP BY status ORDER BY 2 DESC, 1"""
     ).fetchall()
     return [{"kind": kind, "pairs": pairs, "examples": examples} for kind, pairs, examples in rows]
-
-
-def _galleries(db: duckdb.DuckDBPyConnection, spec: DataSpec, size: int) -> list[dict[str, Any]]:
-    """The groups of cards, at most one card of a record in a group so that five captions show five images."""
-    picked = []
-    for state, heading, order in GROUPS:
-        where = "kept" if state == "kept" else "NOT kept AND status = 'ok'"
-        columns = "row, text_index, id, score, source"
-        query = f"SELECT {columns} FROM pairs WHERE {where} ORDER BY {order} LIMIT ?"  # noqa: S608, all of it is ours
-        rows = db.execute(query, [8 * size]).fetchall()
-        first_of_row: dict[int, Any] = {}
-        for found in rows:
-            first_of_row.setdefault(found[0], found)
-        picked.append((state, heading, list(first_of_row.values())[:size]))
-    records = _read_rows(spec, {row[0] for _, _, rows in picked for row in rows})
-    root = resolve_root(spec) if records else None
-    thumbnails: dict[int, dict[str, str]] = {}
-    groups = []
-    for state, heading, rows in picked:
-        cards = []
-        for number, text_index, name, score, source in rows:
-            record = records.get(number)
-            if number not in thumbnails:
-                thumbnails[number] = _thumbnail(record, root)
-            text = _text(record, text_index) if record else ""
-            cards.append(
-                {
-                    "id": name,
-                    "score": score,
-                    "source": source,
-                    "text": _shorten(text, CAPTION_CHARS),
-                    "title": _shorten(text, TITLE_CHARS),
-                    **thumbnails[number],
-                }
-            )
-        groups.append({"state": state, "heading": heading, "cards": cards})
-    return groups
-
-
-def _read_rows(spec: DataSpec, rows: set[int]) -> dict[int, Record]:
-    """Those records of ``rows`` that can be read, by row number; none when the data has been moved away."""
-    without_ids = replace(spec, id_column=None)  # records are found by row: no need to compare all ids again
-    found: dict[int, Record] = {}
-    with suppress(JobError):
-        for record in pick_records(without_ids, rows):
-            found[record.row] = record
-    return found
-
-
-def _thumbnail(record: Record | None, root: Path | None) -> dict[str, str]:
-    """``image``: a JPEG as data URI, or ``missing``: the reason why there is none."""
-    try:
-        if record is None:
-            raise RecordError("missing_record", "the record can no longer be read")
-        if record.error:
-            raise record.error
-        if not record.images:
-            raise RecordError("missing_image", "the record has no image")
-        image = open_image(record.images[0], root)
-    except RecordError as error:
-        return {"missing": f"{error.kind}: {_shorten(str(error), CAPTION_CHARS)}"}
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=80, optimize=True)
-    return {"image": "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()}
-
-
-def _text(record: Record, text_index: int) -> str:
-    if text_index < len(record.texts):
-        return record.texts[text_index]
-    return " · ".join(turn["content"].replace("<image>", "").strip() for turn in record.turns)
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text):,} characters)"
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda number: f"{number:,}"
-    environment.filters["share"] = lambda part: "< 0.1 %" if 0 < part < 0.0005 else f"{100 * part:.1f} %"
-    environment.filters["short"] = lambda text: _shorten(text, CAPTION_CHARS)
-    environment.filters["score"] = lambda score: f"{score:.3f}" if abs(score) < 100 else f"{score:.4g}"
-    return environment

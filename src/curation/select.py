@@ -5,57 +5,35 @@ core: memory does not grow with the number of rows, and the order of rows or par
 """
 
 import json
-import math
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from decimal import Decimal
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
-from src.dataset.records import DataSpec
+from src.curation.cuts import create_kept
+from src.curation.rules import Rule
+from src.curation.score_table import NOT_FINITE, connect, data_spec, one_row, open_scores, read_manifest
+from src.curation.sources import SourceLosses, source_losses
 from src.dataset.writers import write_subset
 from src.errors import JobError
 
-MEMORY_LIMIT = "1GB"  # above it DuckDB spills to the output folder
 BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Which pairs to keep: exactly one of the two.
-
-    Attributes:
-        fraction: keep this part (0 < f <= 1) of the pairs that have a score, rounded down, at least one pair.
-        threshold: keep every pair with ``score >= threshold``.
-    """
-
-    fraction: float | None = None
-    threshold: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.fraction is None) == (self.threshold is None):
-            raise JobError(f"give exactly one of fraction and threshold, not {self.describe()}")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            hint = f"; did you mean {self.fraction / 100:g}?" if 1 < self.fraction <= 100 else ""
-            raise JobError(f"fraction must be above 0 and at most 1, not {self.fraction:g}{hint}")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise JobError(f"threshold must be a finite number, not {self.threshold}")
-
-    def describe(self) -> str:
-        given = [f"{name}={value:g}" for name, value in asdict(self).items() if value is not None]
-        return " and ".join(given) or "neither"
-
-
-@dataclass(frozen=True)
 class Selection:
-    """What a rule kept: ``pairs = ok + errors``, ``kept`` of the ``ok``; ``cut`` is the lowest score kept."""
+    """What a rule kept: ``pairs = ok + errors``, ``kept`` of the ``ok``; ``cut`` is the lowest score kept.
+
+    ``losses`` are the sources that the rule wiped out or nearly so. With ``nan: drop`` a pair whose score is not a
+    finite number counts among the errors.
+    """
 
     path: Path
     pairs: int
@@ -63,6 +41,7 @@ class Selection:
     errors: int
     kept: int
     cut: float
+    losses: SourceLosses
 
     def __str__(self) -> str:
         share = f"{self.kept / self.ok:.1%}"
@@ -76,41 +55,43 @@ def select_subset(scores_dir: str | Path, output_dir: str | Path, rule: Rule) ->
     """Writes ``subset_ids.parquet`` and ``rule.yaml`` into ``output_dir``.
 
     ``subset_ids.parquet`` has the columns id, row, text_index, score, sorted by id; its metadata entry ``rule`` is
-    the rule with its counts as JSON. Pairs with equal scores at the cut are taken in the order of their ids.
+    the rule with its counts as JSON, ``scores_dir`` the way from it to its score table. Pairs with equal values at
+    the cut are taken in the order of their ids.
 
     Raises:
-        JobError: no finished score table, no pair with a score, a score that is not a finite number, or a
-            threshold that keeps nothing.
+        JobError: no finished score table, no pair with a score, a value that is not a finite number (unless the rule
+            says ``nan: drop``), a bad ``scores_from``, or a rule that keeps nothing.
     """
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with open_scores(scores_dir, spill_dir=output) as db:
-        pairs, ok, not_finite, highest = one_row(
-            db,
-            """SELECT count(*), count(*) FILTER (status = 'ok'),
-            min(id) FILTER (status = 'ok' AND NOT coalesce(isfinite(score), false)),
-            max(score) FILTER (status = 'ok') FROM scores""",
+        pairs, ok = _count(db, rule)
+        create_kept(db, rule)
+        db.execute(
+            """CREATE TABLE by_source AS SELECT coalesce(source, '') AS source, sum(ok)::BIGINT AS ok,
+            sum(kept)::BIGINT AS kept, min(lowest) AS lowest FROM (
+                SELECT source, count(*) AS ok, 0 AS kept, NULL AS lowest FROM scores WHERE status = 'ok' GROUP BY source
+                UNION ALL SELECT source, 0, count(*), min(score) FROM kept GROUP BY source) GROUP BY 1"""
         )
-        if not ok:
-            kinds = db.execute("SELECT status, count(*) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
-            raise JobError(f"no pair has a score: {', '.join(f'{n} {kind}' for kind, n in kinds) or 'no rows'}")
-        if not_finite is not None:
-            raise JobError(f"the score of {not_finite} is not a finite number, though its status is ok")
-        _create_kept(db, rule, ok)
-        kept, cut = one_row(db, "SELECT count(*), min(score) FROM kept")
+        kept, cut = one_row(db, "SELECT sum(kept)::BIGINT, min(lowest) FROM by_source")
         if not kept:
-            raise JobError(f"{rule.describe()} keeps nothing: the highest score is {highest:g}")
+            (highest,) = one_row(db, "SELECT max(score) FROM scores WHERE status = 'ok'")
+            by_score = rule.threshold is not None and rule.is_plain
+            raise JobError(
+                f"{rule.describe()} keeps nothing" + (f": the highest score is {highest:g}" if by_score else "")
+            )
         counts = {"pairs": pairs, "ok": ok, "errors": pairs - ok, "kept": kept, "cut": cut}
-        facts = {**asdict(rule), "ties": "id", **counts}
+        facts = {"fraction": rule.fraction, "threshold": rule.threshold, **rule.given(), "ties": "id", **counts}
+        losses = source_losses(db, kept / ok)
         partial, target = output / ".subset_ids.parquet.partial", output / "subset_ids.parquet"
         db.execute(
-            """COPY (SELECT * FROM kept ORDER BY id, row, text_index)
-            TO ? (FORMAT parquet, COMPRESSION zstd, KV_METADATA {rule: ?})""",
-            [str(partial), json.dumps(facts)],
+            """COPY (SELECT id, row, text_index, score FROM kept ORDER BY id, row, text_index)
+            TO ? (FORMAT parquet, COMPRESSION zstd, KV_METADATA {rule: ?, scores_dir: ?})""",
+            [str(partial), json.dumps(facts), os.path.relpath(scores_dir, output)],
         )
     partial.replace(target)
     (output / "rule.yaml").write_text(OmegaConf.to_yaml(facts), encoding="utf-8")
-    return Selection(target, **counts)
+    return Selection(target, **counts, losses=losses)
 
 
 def write_kept(scores_dir: str | Path, subset: Path, output_dir: str | Path) -> Path:
@@ -120,7 +101,7 @@ def write_kept(scores_dir: str | Path, subset: Path, output_dir: str | Path) -> 
 
 def kept_rows(subset: Path) -> Iterator[tuple[int, list[tuple[int, float]]]]:
     """(row, [(text_index, score), ...]) for each kept record, in rising row order, streaming."""
-    with _connect(spill_dir=subset.parent) as db:
+    with connect(spill_dir=subset.parent) as db:
         db.read_parquet(str(subset)).create_view("kept")
         reader = db.sql("SELECT row, text_index, score FROM kept ORDER BY row, text_index").to_arrow_reader(BATCH_ROWS)
         triples = (t for batch in reader for t in zip(*(c.to_pylist() for c in batch.columns), strict=True))
@@ -128,73 +109,47 @@ def kept_rows(subset: Path) -> Iterator[tuple[int, list[tuple[int, float]]]]:
             yield row, [(text_index, score) for _, text_index, score in group]
 
 
-@contextmanager
-def open_scores(scores_dir: str | Path, spill_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection with the score table as the view ``scores``; its errors become ``JobError``."""
-    parts = sorted(str(part) for part in Path(scores_dir, "scores").glob("*.parquet"))
-    if not parts:
-        raise JobError(f"no score table: {Path(scores_dir, 'scores')} has no .parquet file")
-    if not Path(scores_dir, "summary.json").is_file():
-        raise JobError(f"{scores_dir} has no summary.json: its scoring job has not finished, run it again")
+def read_facts(subset: str | Path) -> dict[str, Any]:
+    """The rule of a ``subset_ids.parquet`` with its counts: the keys of ``rule.yaml``.
+
+    Raises:
+        JobError: a file of other making.
+    """
+    return json.loads(_metadata(Path(subset))[b"rule"])
+
+
+def scores_of(subset: str | Path) -> Path | None:
+    """The folder of the score table that ``subset`` was cut from; None where an older file does not say."""
+    way = _metadata(Path(subset)).get(b"scores_dir")
+    return Path(os.path.normpath(Path(subset).parent / way.decode())) if way else None
+
+
+def rule_of(facts: dict[str, Any]) -> Rule:
+    """The rule in the facts of a selection."""
+    return Rule.from_keys({key: value for key, value in facts.items() if key in Rule.__dataclass_fields__})
+
+
+def _metadata(subset: Path) -> dict[bytes, bytes]:
     try:
-        with _connect(spill_dir) as db:
-            db.read_parquet(parts).create_view("scores")
-            yield db
-    except duckdb.Error as error:
-        raise JobError(f"cannot use the score table in {scores_dir}: {str(error).splitlines()[0]}") from error
+        metadata = pq.read_schema(subset).metadata or {}
+        json.loads(metadata[b"rule"])
+    except (OSError, KeyError, ValueError) as error:
+        raise JobError(f"{subset} is not a subset written by select_subset: {error}") from error
+    return metadata
 
 
-def one_row(db: duckdb.DuckDBPyConnection, sql: str, values: Sequence[object] = ()) -> tuple[Any, ...]:
-    """The first row of a query that always has one."""
-    row = db.execute(sql, values).fetchone()
-    assert row is not None
-    return row
-
-
-def read_manifest(scores_dir: str | Path) -> dict[str, Any]:
-    """``manifest.json`` of a scoring job: data, input, model, template, position_scheme, versions."""
-    path = Path(scores_dir, "manifest.json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JobError(f"cannot read {path}: {error}") from error
-
-
-def data_spec(manifest: dict[str, Any]) -> DataSpec:
-    """The description of the input that was scored."""
-    try:
-        return DataSpec(**manifest["data"])
-    except (KeyError, TypeError) as error:
-        raise JobError(f"manifest.json does not describe its data: {error}") from error
-
-
-def _create_kept(db: duckdb.DuckDBPyConnection, rule: Rule, ok: int) -> None:
-    """The view ``kept``. Bare scores are sorted to find the cut, ids only where a score is equal to it."""
-    if rule.threshold is not None:
-        cut, ties = rule.threshold, ok
-    else:
-        # Decimal: 0.29 of 100 pairs are 29, though 0.29 * 100 is 28.999999999999996 in floating point
-        quota = max(1, int(Decimal(str(rule.fraction)) * ok))
-        ranked = "SELECT score FROM scores WHERE status = 'ok' ORDER BY score DESC LIMIT 1 OFFSET ?"
-        (cut,) = one_row(db, ranked, [quota - 1])
-        (above,) = one_row(db, "SELECT count(*) FROM scores WHERE status = 'ok' AND score > ?::DOUBLE", [cut])
-        ties = quota - above
-    db.execute("SET VARIABLE cut = ?::DOUBLE", [cut])
-    db.execute("SET VARIABLE ties = ?::BIGINT", [ties])
-    # ids are unique in a sound table; row and text_index make the order total in any
-    db.execute(
-        """CREATE VIEW kept AS
-        WITH scored AS (SELECT id, row, text_index, score FROM scores WHERE status = 'ok')
-        SELECT * FROM scored WHERE score > getvariable('cut')
-        UNION ALL (SELECT * FROM scored WHERE score = getvariable('cut')
-                   ORDER BY id, row, text_index LIMIT getvariable('ties'))"""
+def _count(db: duckdb.DuckDBPyConnection, rule: Rule) -> tuple[int, int]:
+    """Pairs, and pairs with a score; refuses a table in which the rule cannot decide."""
+    pairs, ok, not_finite = one_row(
+        db,
+        """SELECT count(*), count(*) FILTER (status = 'ok'), min(id) FILTER (status = ?) FROM scores""",
+        [NOT_FINITE],
     )
-
-
-@contextmanager
-def _connect(spill_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    with (
-        tempfile.TemporaryDirectory(prefix=".spill-", dir=spill_dir) as spill,
-        duckdb.connect(f"{spill}/work.duckdb", config={"memory_limit": MEMORY_LIMIT, "temp_directory": spill}) as db,
-    ):
-        yield db
+    if not_finite is not None and rule.nan == "refuse":
+        raise JobError(
+            f"the score of {not_finite} is not a finite number, though its status is ok; nan=drop leaves it out"
+        )
+    if not ok:
+        kinds = db.execute("SELECT status, count(*) FROM scores GROUP BY 1 ORDER BY 2 DESC, 1").fetchall()
+        raise JobError(f"no pair has a score: {', '.join(f'{n} {kind}' for kind, n in kinds) or 'no rows'}")
+    return pairs, ok

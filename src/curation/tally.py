@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from src.curation.select import data_spec, open_scores, read_manifest
+from src.curation.score_table import data_spec, open_scores, read_manifest
 from src.dataset.files import find_files
 from src.errors import JobError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from markupsafe import escape
 
-from src.curation.report import write_report
+from src.curation.report import rule_text, write_report
 from src.curation.report_charts import POINTS
 from src.curation.select import Rule, select_subset
 from src.errors import JobError
@@ -153,3 +153,49 @@ def test_subset_of_other_making_is_refused(tmp_path):
     job = write_scores(tmp_path / "job", [pair(0, 1.0)])
     with pytest.raises(JobError, match="not a subset written by select_subset"):
         write_report(job, job / "scores" / "part-00000.parquet", tmp_path / "report.html")
+
+
+def test_score_is_charted_against_resolution(tmp_path):
+    rows = [pair(n, float(n), width=100 * (n + 1), height=1000) for n in range(9)] + [
+        pair(9, 0.5, width=None, height=None)
+    ]
+    page = report(tmp_path, rows, ["text"] * 10, gallery=0)
+    points, _, cut, _ = chart_values(charts(page)["size"])
+    assert sorted(point["megapixels"] for point in points) == pytest.approx([0.1 * n for n in range(1, 10)])
+    assert cut[0]["cut"] == 4
+    assert "Correlation of score and megapixels of image over all scored pairs: +1.00." in body(page)
+
+
+def test_source_cut_to_a_trace_is_flagged(tmp_path):
+    rows = [pair(n, float(n), source="port") for n in range(100, 150)]
+    rows += [pair(n, 120.0 * (n == 0), source="mine") for n in range(50)]
+    page = body(report(tmp_path, rows, ["text"], Rule(threshold=100), gallery=0))
+    assert re.search(r"1 source was cut to under a tenth of the common share:</b>\s*mine \(1 of 50\)\s*</p>", page)
+    assert page.count('<span class="tag error">under a tenth</span>') == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"fraction": 0.3}, "the best 30 % of the scored pairs, equal scores in the order of their ids"),
+        ({"threshold": 0.5}, "every pair with a score of at least 0.5"),
+        (
+            {"group_by": "row", "per_group": 2, "by": "text_chars"},
+            "at most 2, the best, of the scored pairs of each record by text length, equal values in the order of "
+            "their ids",
+        ),
+        (
+            {"fraction": 0.1, "temperature": 2.0, "seed": 4, "min_width": 1000, "max_chars": 80},
+            "a draw of 10 % of the pairs with images at least 1,000 pixels wide and texts of at most 80 characters, "
+            "weighted by score at temperature 2, seed 4",
+        ),
+        (
+            {"any": [{"fraction": 0.5, "by": "random"}, {"all": [{"threshold": 1}, {"min_height": 9}]}]},
+            "what at least one of these rules keeps: (1) a random 50 % of the scored pairs, seed 0; "
+            "(2) [what every one of these rules keeps: (1) every pair with a score of at least 1; "
+            "(2) the pairs with images at least 9 pixels high]",
+        ),
+    ],
+)
+def test_rule_is_told_in_words(keys, text):
+    assert rule_text(Rule.from_keys(keys)) == text
