@@ -14,7 +14,8 @@ source "$SCORERS_ROOT/script/reward_stage.sh"
 # Every kind of wrong caption, half of the near misses in words of their own.
 nano_data() {
     make_set nano_stage2/scenes scenes scenes.count="$SCENES" scenes.seed=5 scenes.size=112 scenes.alike=0.5
-    captions_set nano_stage2/captions kinds=[other_class,same_class,wrong_object,wrong_count,wrong_colour,wrong_relation]
+    captions_set nano_stage2/captions kinds=[other_class,same_class]
+    captions_set nano_stage2/captions_again kinds=[other_class,same_class] seed=1
 }
 
 train_and_measure 2 "$@"

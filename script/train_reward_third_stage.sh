@@ -12,11 +12,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$SCORERS_ROOT/script/reward_stage.sh"
 
 # Near misses in the words of the right caption, and captions of other scenes lest those be forgotten.
-NANO_KEYS=(optimizer.learning_rate=3.0e-4)
+NANO_KEYS=(optimizer.learning_rate=1.0e-4)
 nano_data() {
     make_set nano_stage3/scenes scenes scenes.count="$SCENES" scenes.seed=6 scenes.size=112 \
         kinds=[wrong_object,wrong_count,wrong_colour,wrong_relation,invented_object,other_scene,garbled]
-    captions_set nano_stage3/captions seed=1 kinds=[other_class,same_class,nearest,wrong_object,wrong_colour]
+    captions_set nano_stage3/captions seed=2 kinds=[other_class,same_class]
+    captions_set nano_stage3/captions_again seed=3 kinds=[other_class,nearest]
 }
 
 train_and_measure 3 "$@"
