@@ -5,8 +5,8 @@
 Three parts: grounding (what lies where in made scenes), contrastive (which text belongs to which image), and matching
 (predicting captions token by token, and telling right from wrong ones: Li et al. 2022, "BLIP"). Needs a captioned data
 set with classes (the shipped model saw RSICD/AID train). Writes ``output_dir/{grounding,contrastive}`` (the model after
-these parts), ``output_dir/base`` (a Qwen2-VL checkpoint) and ``metrics.json``. A part of 0 steps is left out;
-``start=FOLDER`` goes on from the model in that folder.
+these parts), ``output_dir/base`` (a Qwen2-VL checkpoint), ``output_dir/scorer`` (the same with the reward head that
+matching taught) and ``metrics.json``. A part of 0 steps is left out; ``start=FOLDER`` goes on from the model in it.
 """
 
 import json
@@ -82,8 +82,10 @@ def main(config: NanoConfig) -> None:
         )
         trainer.train()
         metrics = {name: trainer.evaluate(held_out, metric_key_prefix=name) for name, held_out in val.items()}
-        backbone(model).half().save_pretrained(out / "base")  # float16 halves the file at no measurable cost
-        processor.save_pretrained(out / "base")
+        model.save_as(out / "scorer", torch.float16)  # halves the file at no measurable cost
+        backbone(model).half().save_pretrained(out / "base")
+        for folder in ("scorer", "base"):
+            processor.save_pretrained(out / folder)
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2))
         print(json.dumps(metrics, indent=2))
     print(f"model: {out / ('base' if config.matching.steps else 'contrastive')}")
