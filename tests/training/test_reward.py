@@ -179,8 +179,10 @@ def test_resume_points(tmp_path):
     (tmp_path / "config.yaml").touch()
     with pytest.raises(JobError, match="holds a run already"):
         resume_point(config)
-    for step in (9, 10):
+    for step in (9, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):  # the other was being written when its process was killed
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
     assert resume_point(RewardConfig(save_folder=str(tmp_path), load_path="last")).endswith("checkpoint-10")
     with pytest.raises(JobError, match="no checkpoint"):
         resume_point(RewardConfig(save_folder=str(tmp_path), load_path=str(tmp_path)))

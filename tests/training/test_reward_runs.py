@@ -127,7 +127,9 @@ def trained(tmp_path_factory, sets):
             "save_folder": folder / name, "data.target_root": sets / "scenes.parquet",
             "data.cache_dir": folder / "cache", "data.eval_share": 0, "run_duration": 20,
             "checkpoint.save_interval": 10, "device_train_batch_size": 4 // processes, "model.train_text_model": "true",
-            "model.train_vision_model": "true", **changed,
+            "model.train_vision_model": "true",
+            "optimizer.learning_rate": 2e-4,  # at 1e-3 rounding alone grows to 2e-4 in 20 steps
+            **changed,
         }  # fmt: skip
         done = launch([*TORCHRUN, str(processes)], keys, **told, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr[-3000:]
@@ -173,6 +175,7 @@ def test_two_nodes_meet(trained, ddp, tmp_path, sets):
         "save_folder": tmp_path / "nodes", "data.target_root": sets / "scenes.parquet", "data.eval_share": 0,
         "data.cache_dir": tmp_path / "cache", "run_duration": 20, "checkpoint.save_interval": 20,
         "device_train_batch_size": 2, "model.train_text_model": "true", "model.train_vision_model": "true",
+        "optimizer.learning_rate": 2e-4,
     }  # fmt: skip
     nodes = []
     for rank in range(2):
