@@ -13,7 +13,7 @@ from pathlib import Path
 
 from src.config import exit_on_job_error
 from src.errors import JobError
-from src.evaluation.training_page import curves, kinds, save
+from src.evaluation.training_page import curves, kinds, write_curves
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         # Only runs that were measured on the same pairs can stand in one chart.
         last = next(reversed(measured.values()), None)
         same = {name: result for name, result in measured.items() if last and result["data"] == last["data"]}
-        save([curves(histories), *([kinds(same)] if same else [])], options.output)
+        write_curves([curves(histories), *([kinds(same)] if same else [])], options.output)
         print(options.output)
 
 

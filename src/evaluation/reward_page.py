@@ -6,6 +6,8 @@ from typing import Any
 
 import altair as alt
 
+from src.evaluation.charts import interval_dots, points_of, save_page
+
 MODEL = "score model"
 # Okabe and Ito's colours, which colour-blind readers tell apart; the model in the strongest.
 COLOURS = {
@@ -35,36 +37,16 @@ def write_page(result: Mapping[str, Any], target: Path) -> None:
         title=title,
         spacing=36,
     )
-    page = charts.configure(font="system-ui, sans-serif").configure_view(strokeWidth=0).configure_axis(domain=False)
-    page = page.configure_title(anchor="start", fontSize=14)
-    page.save(target, format="html", inline=True, embed_options={"actions": False})
+    save_page(charts, target)
 
 
 def _accuracy(result: Mapping[str, Any], table: str, name: str) -> Any:
     """Points with their intervals, a line of dots per kind or source: the model's, and those of the controls."""
-    points = [
-        {"name": key, "by": who, **{k: entry[k] for k in ("accuracy", "low", "high", "pairs", "auc")}}
-        for who, summaries in {MODEL: result, **result["controls"]}.items()
-        for key, entry in summaries[table].items()
-    ]
+    points = points_of({MODEL: result, **result["controls"]}, table)
     order = sorted(result[table], key=lambda key: -result[table][key]["accuracy"])
-    present = [who for who in COLOURS if who == MODEL or who in result["controls"]]
-    base = alt.Chart(alt.Data(values=points)).encode(
-        y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, ticks=False, labelPadding=8)),
-        color=alt.Color("by:N", title=None, scale=alt.Scale(domain=present, range=[COLOURS[who] for who in present])),
-        tooltip=[
-            "name:N",
-            "by:N",
-            alt.Tooltip("accuracy:Q", format=".1%"),
-            alt.Tooltip("auc:Q", format=".3f"),
-            "pairs:Q",
-        ],
-    )
-    across = alt.X("accuracy:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
-    dots = base.mark_circle(size=90, opacity=0.9).encode(x=across)
-    bars = base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=alt.X("low:Q", title="accuracy"), x2="high:Q")
-    chance = alt.Chart(alt.Data(values=[{"x": 0.5}])).mark_rule(strokeDash=[4, 4], color="#888").encode(x="x:Q")
-    return alt.layer(chance, bars, dots).properties(title=f"Accuracy by {name}", width=620, height=alt.Step(26))
+    present = {who: colour for who, colour in COLOURS.items() if who == MODEL or who in result["controls"]}
+    chart = interval_dots(points, order, present)
+    return chart.properties(title=f"Accuracy by {name}", width=620, height=alt.Step(26))
 
 
 def _calibration(bins: list[dict[str, Any]]) -> Any:

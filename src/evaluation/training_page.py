@@ -6,13 +6,12 @@ from typing import Any
 
 import altair as alt
 
-from src.errors import JobError
+from src.evaluation.charts import interval_dots, points_of, save_page
 
 TRAINING, HELD_OUT = "training", "held out"
 _COLOURS = alt.Scale(domain=[TRAINING, HELD_OUT], range=["#0072B2", "#D55E00"])
 # From light to dark, so that a later stage stands out.
-_STAGES = ["#A6CEE3", "#4A90C2", "#08306B", "#000000"]
-_FORMATS = {".html": "html", ".png": "png", ".svg": "svg"}
+_STAGES = ["#C6DBEF", "#A6CEE3", "#4A90C2", "#08306B"]
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
@@ -56,39 +55,16 @@ def kinds(measured: Mapping[str, Mapping[str, Any]]) -> Any:
     """Chart of accuracy with its interval by kind of wrong answer, a dot per run.
 
     Args:
-        measured: by name what ``reward_accuracy.py`` found of each.
+        measured: by name what ``reward_accuracy.py`` found of each, in order; of more than four the last four.
     """
-    points = [
-        {"run": run, "kind": kind, **{key: entry[key] for key in ("accuracy", "low", "high", "pairs")}}
-        for run, result in measured.items()
-        for kind, entry in result["by_kind"].items()
-    ]
-    last = list(measured)[-1]
-    order = [p["kind"] for p in sorted(points, key=lambda p: -p["accuracy"]) if p["run"] == last]
-    colour = alt.Scale(domain=list(measured), range=_STAGES[-len(measured) - 1 : -1])
-    base = alt.Chart(alt.Data(values=points)).encode(
-        y=alt.Y("kind:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, ticks=False)),
-        color=alt.Color("run:N", title=None, scale=colour),
-        tooltip=["run:N", "kind:N", alt.Tooltip("accuracy:Q", format=".1%"), "pairs:Q"],
-    )
-    across = alt.Axis(format="%")
-    dots = base.mark_circle(size=80, opacity=1).encode(x=alt.X("accuracy:Q", axis=across, title="held-out accuracy"))
-    bars = base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=alt.X("low:Q", title="held-out accuracy"), x2="high:Q")
-    chance = alt.Chart(alt.Data(values=[{"x": 0.5}])).mark_rule(strokeDash=[4, 4], color="#888").encode(x="x:Q")
-    return alt.layer(chance, bars, dots).properties(width=520, height=alt.Step(24), title="by kind of wrong answer")
+    measured = dict(list(measured.items())[-len(_STAGES) :])
+    last = measured[list(measured)[-1]]["by_kind"]
+    order = sorted(last, key=lambda kind: -last[kind]["accuracy"])
+    colours = dict(zip(measured, _STAGES[-len(measured) :], strict=True))
+    chart = interval_dots(points_of(measured, "by_kind"), order, colours)
+    return chart.properties(title="Held-out accuracy by kind of wrong answer", width=520, height=alt.Step(24))
 
 
-def save(charts: Sequence[Any], target: Path) -> None:
-    """Write charts below one another as ``.html`` (self-contained), ``.png`` or ``.svg``.
-
-    Raises:
-        JobError: another suffix.
-    """
-    if target.suffix not in _FORMATS:
-        raise JobError(f"{target.name}: use one of {', '.join(_FORMATS)}")
-    page = alt.vconcat(*charts, spacing=28).resolve_scale(color="independent")
-    page = page.configure(font="system-ui, sans-serif", background="white").configure_view(strokeWidth=0)
-    page = page.configure_title(anchor="start", fontSize=14)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"inline": True, "embed_options": {"actions": False}} if target.suffix == ".html" else {}
-    page.save(target, format=_FORMATS[target.suffix], **(options or {"scale_factor": 1.6}))
+def write_curves(charts: Sequence[Any], target: Path) -> None:
+    """Write charts below one another, as :func:`src.evaluation.charts.save_page` does."""
+    save_page(alt.vconcat(*charts, spacing=28).resolve_scale(color="independent"), target)
