@@ -70,14 +70,12 @@ def main(config: BuildConfig) -> None:
     if unknown := set(kinds) - set(known):
         raise JobError(f"kinds: no kind {', '.join(sorted(unknown))}; for {config.way} there are {', '.join(known)}")
     if config.way == "scenes":
-        seeds = scene_seeds(config.scenes.seed, config.scenes.count)
         made = config.scenes
-        groups: Iterator[dict[str, Any]] = scene_groups(
-            tqdm(seeds, "scenes"), kinds, made.size, made.alike, config.images
-        )
-        counts = write_groups(groups, Path(config.output))
+        seeds = tqdm(scene_seeds(made.seed, made.count), "scenes")
+        groups = scene_groups(seeds, kinds, made.size, made.alike, config.images)
     else:
-        counts = write_groups(_captioned(config, kinds), Path(config.output))
+        groups = _captioned(config, kinds)
+    counts = write_groups(groups, Path(config.output))
     print("\n".join(f"{kind:<16} {count:>7}" for kind, count in counts.items()))
     print(f"preferences: {config.output}")
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from src.config import run_program
-from src.curation.engines import ENGINES, score_by_processes, score_locally, score_on_ray
+from src.curation.engines import ENGINES, score_by_processes, score_on_ray
 from src.curation.job import Job, Summary
 from src.curation.scorer import Scorer
 from src.dataset.images import ImageLimits
@@ -98,7 +98,7 @@ def main(config: ScoreConfig) -> None:
     elif config.engine == "accelerate":
         summary = score_by_processes(job, load)
     else:
-        summary = score_locally(job, load)
+        summary = job.run(partial(load, "auto"))
     if summary is None:  # another process speaks
         return
     print(summary)

@@ -24,17 +24,6 @@ RUN = 16  # neighbouring shards that a Ray worker takes at most at a time, since
 Load = Callable[[str], Scorer]
 
 
-def score_locally(job: Job, load: Load) -> Summary:
-    """Score in this process, on the device ``auto``."""
-    with sole_user(job.output):
-        scorer = load("auto")
-        job.claim(scorer)
-        starts = job.open_shards()
-        with job.progress(starts) as bar:
-            job.score(scorer, starts, bar)
-        return job.finish()
-
-
 def score_by_processes(job: Job, load: Load) -> Summary | None:
     """Score with the other processes of one ``accelerate launch`` or ``torchrun``, each on its device.
 
@@ -81,7 +70,7 @@ def score_on_ray(job: Job, load: Load, workers: int | None = None) -> Summary:
         runs = [{"starts": starts[k : k + run]} for k in range(0, len(starts), run)]
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
-            with job.progress(starts, postfix=f"{workers} Ray workers") as bar:
+            with job.progress(starts, job.done_besides(starts), postfix=f"{workers} Ray workers") as bar:
                 if not runs:  # nothing is open, but what is asked for may differ from what was done
                     ray.get(ray.remote(_claim).remote(job, load))
                 for done in _on_workers(runs, job, load, workers, gpus):
@@ -122,8 +111,7 @@ class _RayWorker:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         starts = [int(start) for start in row["starts"]]
         # A run that a dead worker had begun comes again: its whole shards are there already.
-        left = [start for start in starts if start in set(self.job.open_shards())]
-        self.job.score(self.scorer, left)
+        self.job.score(self.scorer, self.job.open_shards(starts))
         return {"records": sum(self.job.rows_of(start) for start in starts), "process": os.getpid()}
 
 

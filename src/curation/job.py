@@ -10,7 +10,7 @@ import json
 import os
 import platform
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -89,15 +89,23 @@ class Job:
         manifest = _manifest(self.spec, scorer, self.model_path, self.records, self.shard_size)
         _check_manifest(self.output / "manifest.json", manifest)
 
-    def open_shards(self) -> list[int]:
-        """First rows of the shards that are missing or damaged, and so to be scored. Reads the whole table."""
-        starts = range(0, self.records, self.shard_size)
+    def open_shards(self, among: Iterable[int] | None = None) -> list[int]:
+        """First rows of the shards that are missing or damaged, and so to be scored.
+
+        Args:
+            among: first rows of the shards to look at; None: all, which reads the whole table.
+        """
+        starts = range(0, self.records, self.shard_size) if among is None else among
         return [start for start in starts if not is_whole(part_path(self.output, start))]
 
-    def progress(self, starts: Sequence[int], **options: Any) -> tqdm:
-        """A bar over the records of these shards."""
-        left = sum(self.rows_of(start) for start in starts)
-        return tqdm(total=left, unit="record", desc="score", smoothing=0.05, **options)
+    def progress(self, starts: Sequence[int], done: int = 0, **options: Any) -> tqdm:
+        """A bar over the records of these shards, on top of ``done`` records of earlier runs."""
+        total = done + sum(self.rows_of(start) for start in starts)
+        return tqdm(total=total, initial=done, unit="record", desc="score", smoothing=0.05, **options)
+
+    def done_besides(self, starts: Sequence[int]) -> int:
+        """Records in the shards that are not among these."""
+        return self.records - sum(self.rows_of(start) for start in starts)
 
     def rows_of(self, start: int) -> int:
         """Records in the shard that begins with row ``start``."""
@@ -112,6 +120,20 @@ class Job:
         if not starts:
             return 0
         return _score_shards(self, scorer.rooted(resolve_root(self.spec)), sorted(starts), bar)
+
+    def run(self, load: Callable[[], Scorer]) -> Summary:
+        """Score in this process what is open, with the scorer that ``load`` gives once the folder is held.
+
+        Raises:
+            JobError: the folder belongs to another job or is in use, or as :meth:`score`.
+        """
+        with sole_user(self.output):
+            scorer = load()
+            self.claim(scorer)
+            starts = self.open_shards()
+            with self.progress(starts, self.done_besides(starts)) as bar:
+                self.score(scorer, starts, bar)
+            return self.finish()
 
     def finish(self) -> Summary:
         """Write and return ``summary.json``, the mark of a finished job."""
@@ -132,13 +154,7 @@ def run_job(spec: DataSpec, scorer: Scorer, model_path: str, output_dir: str | P
     Raises:
         JobError: the data set cannot be read, the folder belongs to another job or is in use, or the disk is full.
     """
-    job = Job.of(spec, model_path, output_dir, shard_size)
-    with sole_user(job.output):
-        job.claim(scorer)
-        starts = job.open_shards()
-        with job.progress(starts) as bar:
-            job.score(scorer, starts, bar)
-        return job.finish()
+    return Job.of(spec, model_path, output_dir, shard_size).run(lambda: scorer)
 
 
 def _score_shards(job: Job, scorer: Scorer, starts: Sequence[int], bar: tqdm | None) -> int:

@@ -217,6 +217,19 @@ def test_a_changed_file_among_several_is_named(tmp_path, pictures, tiny_scorer, 
         run_job(DataSpec(f"{pictures}/?.csv"), tiny_scorer, MODEL, tmp_path / "out", shard_size=2)
 
 
+def test_only_the_shards_asked_for_are_looked_at(tmp_path, many, tiny_scorer, monkeypatch):
+    run_job(many, tiny_scorer, MODEL, tmp_path / "out", shard_size=16)
+    (tmp_path / "out" / "scores" / "part-0000000032.parquet").unlink()
+    begun = job.Job.of(many, MODEL, tmp_path / "out", 16)
+    assert begun.open_shards() == [32]
+    assert begun.done_besides([32]) == 44
+    seen = []
+    original = job.is_whole
+    monkeypatch.setattr(job, "is_whole", lambda path: seen.append(path.name) or original(path))
+    assert begun.open_shards([16, 32]) == [32]
+    assert seen == ["part-0000000016.parquet", "part-0000000032.parquet"]
+
+
 def test_two_jobs_on_one_folder_and_a_full_disk(tmp_path, many, tiny_scorer, monkeypatch):
     (tmp_path / "out").mkdir()
     with job.sole_user(tmp_path / "out"), pytest.raises(JobError, match="another job is writing"):

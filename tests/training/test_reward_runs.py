@@ -117,20 +117,23 @@ def test_a_killed_run_goes_on_with_the_losses_it_would_have_had(tmp_path, sets):
     assert score(tmp_path / "run" / "final") == score(tmp_path / "whole" / "final")
 
 
+def all_parts(sets: Path, folder: Path, name: str, processes: int) -> dict[str, object]:
+    """Keys of 20 steps of four groups, all parts in training, whatever the number of processes."""
+    return {
+        "save_folder": folder / name, "data.target_root": sets / "scenes.parquet", "data.cache_dir": folder / "cache",
+        "data.eval_share": 0, "run_duration": 20, "checkpoint.save_interval": 10,
+        "device_train_batch_size": 4 // processes, "model.train_text_model": "true", "model.train_vision_model": "true",
+        "optimizer.learning_rate": 2e-4,  # at 1e-3 rounding alone grows to 2e-4 in 20 steps
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, sets):
-    """The keys of a run of 20 steps by ``processes`` processes, all parts in training, and its losses."""
+    """A training by ``processes`` processes that were told ``told``: its folder and its losses."""
     folder = tmp_path_factory.mktemp("trained")
 
     def train(name: str, processes: int, told: dict[str, str], **changed: object) -> tuple[Path, list[float]]:
-        keys = {
-            "save_folder": folder / name, "data.target_root": sets / "scenes.parquet",
-            "data.cache_dir": folder / "cache", "data.eval_share": 0, "run_duration": 20,
-            "checkpoint.save_interval": 10, "device_train_batch_size": 4 // processes, "model.train_text_model": "true",
-            "model.train_vision_model": "true",
-            "optimizer.learning_rate": 2e-4,  # at 1e-3 rounding alone grows to 2e-4 in 20 steps
-            **changed,
-        }  # fmt: skip
+        keys = {**all_parts(sets, folder, name, processes), **changed}
         done = launch([*TORCHRUN, str(processes)], keys, **told, OMP_NUM_THREADS="1")
         assert done.returncode == 0, done.stderr[-3000:]
         assert f"{processes} processes on cpu" in done.stdout
@@ -169,14 +172,9 @@ def test_sharded_training_gives_the_losses_of_ddp_saves_and_resumes(trained, ddp
     assert resumed == pytest.approx(losses, abs=1e-5)
 
 
-def test_two_nodes_meet(trained, ddp, tmp_path, sets):
+def test_two_nodes_meet(ddp, tmp_path, sets):
     """Two launchers, as on two machines, each with one process and a rank of its own."""
-    keys = {
-        "save_folder": tmp_path / "nodes", "data.target_root": sets / "scenes.parquet", "data.eval_share": 0,
-        "data.cache_dir": tmp_path / "cache", "run_duration": 20, "checkpoint.save_interval": 20,
-        "device_train_batch_size": 2, "model.train_text_model": "true", "model.train_vision_model": "true",
-        "optimizer.learning_rate": 2e-4,
-    }  # fmt: skip
+    keys = all_parts(sets, tmp_path, "nodes", 2)
     nodes = []
     for rank in range(2):
         launcher = [*TORCHRUN, "1", "--nnodes", "2", "--node_rank", str(rank), "--master_port", "29517"]
