@@ -1,0 +1,202 @@
+"""CLIP-like dual encoders behind one face: unit image and text features, from transformers or from open_clip.
+
+>>> from src.model.clip import load_clip
+>>> clip = load_clip("openai/clip-vit-large-patch14")     # CLIP or SigLIP: a folder or hub id of transformers
+>>> clip = load_clip("RemoteCLIP-ViT-L-14.pt")            # an open_clip checkpoint, its architecture in the name
+>>> clip = load_clip("open_clip:ViT-B-32:RS5M.pt")        # or given beside it
+>>> pixels = torch.stack([clip.preprocess(image) for image in images])
+>>> clip.image_features(pixels) @ clip.text_features(["a river beside fields ."]).T
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModel, AutoProcessor
+
+from src.errors import JobError
+from src.model.checkpoint import locate
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+_CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
+
+
+class Clip(ABC):
+    """A dual encoder on its device, in evaluation mode.
+
+    Attributes:
+        path: where it was loaded from.
+        model: the model of the library that it comes from.
+        backend: ``transformers`` or ``open_clip``.
+    """
+
+    backend: ClassVar[str]
+
+    def __init__(self, path: str, model: nn.Module):
+        self.path = path
+        self.model: Any = model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor of cosines in the model's logits (100 in OpenAI's models)."""
+        return float(self.model.logit_scale.detach().exp())
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An RGB image as the model's input, float32 (3, height, width). Safe in several threads."""
+
+    @torch.inference_mode()
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unit features of preprocessed images: (n, 3, height, width) to float32 (n, dim), on the model's device."""
+        found = self._encode_images(pixel_values.to(self.device, self.dtype, non_blocking=True))
+        return nn.functional.normalize(found.float(), dim=-1)
+
+    @torch.inference_mode()
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Unit features of texts, cut to the model's context: float32 (n, dim), on the model's device."""
+        return nn.functional.normalize(self._encode_texts(list(texts)).float(), dim=-1)
+
+    @abstractmethod
+    def _encode_images(self, pixel_values: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _encode_texts(self, texts: list[str]) -> Tensor: ...
+
+
+class TransformersClip(Clip):
+    """``CLIPModel``, ``SiglipModel`` and their kin, with the processor saved beside them."""
+
+    backend = "transformers"
+
+    def __init__(self, path: str, model: nn.Module, processor: Any):
+        super().__init__(path, model)
+        self.processor = processor
+        config = self.model.config
+        # SigLIP was trained on texts padded to their full length, without a mask
+        siglip = config.model_type.startswith("siglip")
+        length = getattr(config.get_text_config(), "max_position_embeddings", None)
+        self._padding = {"padding": "max_length" if siglip else True, "truncation": True, "max_length": length}
+        self._keys = ("input_ids",) if siglip else ("input_ids", "attention_mask")
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return self.processor.image_processor(images=[image], return_tensors="pt").pixel_values[0]
+
+    def _encode_images(self, pixel_values: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values=pixel_values).pooler_output
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        tokens = self.processor.tokenizer(texts, return_tensors="pt", **self._padding).to(self.device)
+        return self.model.get_text_features(**{key: tokens[key] for key in self._keys}).pooler_output
+
+
+class OpenClip(Clip):
+    """A model of open_clip, with its transform and tokeniser."""
+
+    backend = "open_clip"
+
+    def __init__(self, path: str, model: nn.Module, transform: Any, tokenizer: Any):
+        super().__init__(path, model)
+        self._transform, self._tokenizer = transform, tokenizer
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return self._transform(image)
+
+    def _encode_images(self, pixel_values: Tensor) -> Tensor:
+        return self.model.encode_image(pixel_values)
+
+    def _encode_texts(self, texts: list[str]) -> Tensor:
+        return self.model.encode_text(self._tokenizer(texts).to(self.device))
+
+
+def load_clip(path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
+    """Load a dual encoder with its own preprocessing.
+
+    Args:
+        path: a folder or hub id in the layout of transformers; a folder with ``open_clip_config.json``;
+            ``hf-hub:<id>`` of an open_clip model; or a checkpoint file of open_clip (as RemoteCLIP, GeoRSCLIP and
+            SkyCLIP are published) whose name holds its architecture, else ``open_clip:<architecture>:<file>``.
+        device: ``auto`` is CUDA where there is one, else the CPU.
+        dtype: ``auto`` is bfloat16 on a GPU and float32 on the CPU.
+
+    Raises:
+        JobError: no such model, no dual encoder, incomplete weights, or an unknown architecture.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    name = str(path)
+    if name.startswith(("open_clip:", "hf-hub:")) or Path(name).suffix in _CHECKPOINTS:
+        return _load_open_clip(name, device, dtype)
+    name = locate(name)
+    if Path(name, OPEN_CLIP_CONFIG).is_file() and not Path(name, "config.json").is_file():
+        return _load_open_clip(name, device, dtype)
+    return _load_transformers(name, device, dtype)
+
+
+def _load_transformers(path: str, device: str, dtype: Any) -> Clip:
+    try:
+        model, found = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise JobError(f"no CLIP model at {path!r}: {str(error).splitlines()[0]}") from error
+    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
+        raise JobError(f"{path!r} is a {type(model).__name__}, not a model of image and text features")
+    if missing := sorted(found["missing_keys"]):
+        raise JobError(f"{path!r} leaves {len(missing)} weights uninitialised: {', '.join(missing[:8])}")
+    if not getattr(processor, "image_processor", None) or not getattr(processor, "tokenizer", None):
+        raise JobError(f"{path!r} lacks an image processor or a tokenizer")
+    return TransformersClip(path, model.to(device), processor)
+
+
+def _load_open_clip(name: str, device: str, dtype: Any) -> Clip:
+    import open_clip
+
+    architecture, weights = _architecture(name, open_clip.list_models())
+    try:
+        model, transform = open_clip.create_model_from_pretrained(
+            architecture, pretrained=weights, device=device, weights_only=True
+        )
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise JobError(f"open_clip cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    return OpenClip(name, model.to(dtype), transform, tokenizer)
+
+
+def _architecture(name: str, known: Sequence[str]) -> tuple[str, str | None]:
+    """What open_clip calls the architecture, and the checkpoint file if that is not within it."""
+    if name.startswith("hf-hub:"):
+        return name, None
+    if Path(name).is_dir():
+        json.loads(Path(name, OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
+        return f"local-dir:{name}", None
+    architecture, weights = "", name
+    if name.startswith("open_clip:"):
+        _, architecture, weights = [*name.split(":", 2), ""][:3]
+        if architecture not in known or not weights:
+            raise JobError(f"{name!r}: give open_clip:<architecture>:<file>, such as open_clip:ViT-B-32:model.pt")
+    if not Path(weights).is_file():
+        raise JobError(f"no such checkpoint: {weights}")
+    if not architecture:
+        within = [model for model in known if model in Path(weights).stem]
+        if not within:
+            raise JobError(f"{weights}: no architecture in the name; say open_clip:<architecture>:{weights}")
+        architecture = max(within, key=len)
+    return architecture, weights
