@@ -37,7 +37,9 @@ class ExportOptions:
         name: of the file, or of the folder (datasets, webdataset), and of the entry in ``dataset_info.json``; letters,
             digits, ``-`` and ``_``.
         copy_images: csv and sharegpt: copy images that are files into the export; those in the data always are.
-        image_root: csv and sharegpt: a folder that holds the images, to which their paths shall be relative.
+        image_root: csv and sharegpt: a folder that holds the images, to which their paths shall be relative. Unless
+            given, they are relative to the image root of the data (csv), or to the output folder if it holds the
+            images, and absolute if not (sharegpt, as LLaMA-Factory resolves them).
         question: sharegpt: what captions answer where a record has no question.
         shard_size: webdataset: samples in a tar.
     """
@@ -53,8 +55,9 @@ class ExportOptions:
 class Export:
     """What was exported: ``kept = written + left out``, the latter by kind of error.
 
-    ``path`` is what a trainer is given, ``image_root`` the folder that image paths in it are relative to (None: the
-    images are within), ``reasons`` the file that names each pair that was left out, if there are any.
+    ``path`` is what a trainer is given, ``image_root`` the folder that image paths in it are relative to, or that holds
+    them where they are absolute (None: the images are within), ``reasons`` the file that names each pair that was left
+    out, if there are any.
     """
 
     path: Path
@@ -176,11 +179,14 @@ def _plan(to: Format, options: ExportOptions, target: Path, root: Path, layout: 
     copied = layout.encoded or options.copy_images
     if layout.encoded and options.image_root is not None:
         raise JobError("the images lie within the data and become files of the export: image_root cannot be given")
-    if options.image_root is not None:
-        naming = Naming(Path(options.image_root))
+    if copied:
+        naming, image_root = as_files, target
+    elif options.image_root is not None:
+        naming, image_root = Naming(Path(options.image_root)), Path(options.image_root)
+    elif to == "sharegpt" and root.resolve().is_relative_to(target.resolve()):
+        naming, image_root = Naming(target), target
     else:
-        naming = Naming(root) if to == "csv" else Naming(target, elsewhere="absolute")
-    image_root = target if copied else naming.root
+        naming, image_root = Naming(root if to == "csv" else None), root
     table, question = f"{name}.{'csv' if to == 'csv' else 'json'}", options.question
 
     def write(pairs: Iterator[Pair], at: Path) -> None:
@@ -192,7 +198,7 @@ def _plan(to: Format, options: ExportOptions, target: Path, root: Path, layout: 
 
     if to == "sharegpt":
         check = partial(messages, question=question)
-    return _Plan((table, f"{IMAGES}/{name}"), as_files if copied else naming, check, write, image_root)
+    return _Plan((table, f"{IMAGES}/{name}"), naming, check, write, image_root)
 
 
 class _Log:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from src.dataset.fields import PLACEHOLDER, Turn
 from src.dataset.images import ImageLimits, encoded_image, locate_image
@@ -76,34 +76,31 @@ class Naming:
     """What a table calls images.
 
     Attributes:
-        root: what the names of images that stay where they are are relative to.
+        root: what the names of images that stay where they are are relative to; None: they are absolute paths.
         folder: images become files of the export below this folder, under names that are unique and do not leave it:
             as they are called below ``root``, or ``by_row`` with the ending of the real format. None: they stay.
-        elsewhere: what becomes of an image that stays and lies outside ``root``: it is named by its absolute path, or
-            it is an error.
     """
 
-    root: Path
+    root: Path | None
     folder: str | None = None
     by_row: bool = False
-    elsewhere: Literal["absolute", "error"] = "error"
 
     def __call__(self, file: Path | None, kind: str, row: int, key: str) -> str:
         """The name of an image from its resolved file (None: there is none), format, row, and a key of its own.
 
         Raises:
-            RecordError: unsafe_path.
+            RecordError: unsafe_path, where it lies outside ``root``.
         """
         if self.folder is not None and (self.by_row or file is None):
             return f"{self.folder}/{row // _FOLDER_IMAGES:04d}/{key}.{EXTENSIONS[kind]}"
         assert file is not None  # images within the data become files
-        root = self.root.resolve()
-        if file.is_relative_to(root):
-            below = file.relative_to(root).as_posix()
-            return below if self.folder is None else f"{self.folder}/{below}"
-        if self.elsewhere == "absolute":
+        if self.root is None:
             return str(file)
-        raise RecordError("unsafe_path", f"{str(file)!r} lies outside the image root {self.root}")
+        root = self.root.resolve()
+        if not file.is_relative_to(root):
+            raise RecordError("unsafe_path", f"{str(file)!r} lies outside the image root {self.root}")
+        below = file.relative_to(root).as_posix()
+        return below if self.folder is None else f"{self.folder}/{below}"
 
 
 def kept_pairs(

@@ -204,8 +204,12 @@ def test_sharegpt_keeps_turns_and_registers_for_llama_factory(tmp_path):
     assert first["messages"] == source["messages"]
     # images elsewhere are named by their absolute path, which joined to any folder stays itself
     assert first["images"] == [str(tmp_path / "in" / source["images"][0])]
-    again = read_records(DataSpec(str(export.path), image_root=str(tmp_path / "in")))
+    assert export.image_root == tmp_path / "in"
+    again = read_records(DataSpec(str(export.path), image_root=str(export.image_root)))
     assert [open_image(record.images[0], tmp_path / "in").width for record in again] == [24] * 7
+    beside = export_subset(subset, "sharegpt", tmp_path, progress=False)  # a folder that holds the images
+    assert json.loads(beside.path.read_text())[0]["images"] == [f"in/{source['images'][0]}"]
+    assert [record.error for record in read_records(DataSpec(str(beside.path)))] == [None] * 7
     (data / "dataset_info.json").write_text('{"rs_sft": {"file_name": "other.json"}}')
     with pytest.raises(JobError, match="has 'rs_sft' already"):
         export_subset(subset, "sharegpt", data, ExportOptions(name="rs_sft"), progress=False)
