@@ -220,7 +220,7 @@ def test_two_processes_give_the_losses_of_one(scenes, one, tmp_path, keys):
 def test_a_run_goes_on_where_it_stopped_and_its_model_loads(scenes, one, tmp_path):
     out = tmp_path / "resumed"
     out.mkdir()
-    os.symlink(one[0] / "checkpoint-5", out / "checkpoint-5")
+    (out / "checkpoint-5").symlink_to(one[0] / "checkpoint-5")
     assert train(scenes, out, 1, load_path="last") == pytest.approx(one[1], abs=1e-5)
     model, processor = CLIPModel.from_pretrained(out / "final"), CLIPProcessor.from_pretrained(out / "final")
     inputs = processor(text=["a lake"], images=[Image.new("RGB", (40, 50))], return_tensors="pt", padding=True)

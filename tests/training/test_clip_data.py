@@ -84,10 +84,10 @@ def test_no_data_is_refused(pictures):
 @pytest.fixture
 def lists(pictures) -> Path:
     """Four records with embedded images and three captions each."""
+    images = [{"bytes": (pictures / f"{name}.png").read_bytes(), "path": None} for name in "abcd"]
     rows = [
-        {"image": {"bytes": (pictures / f"{name}.png").read_bytes(), "path": None}, "captions": [f"{name}{k}" for k in "xyz"]}
-        for name in "abcd"
-    ]  # fmt: skip
+        {"image": image, "captions": [f"{name}{k}" for k in "xyz"]} for name, image in zip("abcd", images, strict=True)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), pictures / "lists.parquet")
     return pictures / "lists.parquet"
 
