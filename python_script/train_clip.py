@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from transformers import CLIPModel, set_seed
+from transformers import CLIPModel, CLIPProcessor, set_seed
 
 from src.config import run_program
 from src.errors import JobError
-from src.model.clip import TransformersClip, load_clip
+from src.model.clip import OpenClip, TransformersClip, load_clip
+from src.model.clip_layouts import to_transformers
 from src.model.nano import prefer_fast_attention
 from src.training.clip import ClipTrainer
 from src.training.clip_config import ClipConfig, make_trainable
@@ -35,10 +36,7 @@ def main(config: ClipConfig) -> None:
     set_up_wandb(config)
     arguments = training_arguments(config, None, dataloader_num_workers=config.data.num_workers)
     set_seed(config.seed)
-    clip = load_clip(config.model.model_name, device="cpu", dtype=torch.float32)
-    if not isinstance(clip, TransformersClip) or not isinstance(clip.model, CLIPModel):
-        raise JobError(f"model.model_name: {config.model.model_name!r} is no CLIP in the layout of transformers")
-    model = clip.model.train()
+    model, processor = _model(config.model.model_name)
     model.set_attn_implementation(config.model.attn_implementation)
     if config.precision == "bf16" and config.model.attn_implementation == "sdpa":
         prefer_fast_attention(model)
@@ -52,9 +50,9 @@ def main(config: ClipConfig) -> None:
     trainer = ClipTrainer(
         make_trainable(model, config.model),
         arguments,
-        ClipCollator(clip.processor, pairs.root, config.data.augment),
+        ClipCollator(processor, pairs.root, config.data.augment),
         pairs,
-        processing_class=clip.processor,
+        processing_class=processor,
         local_loss=config.loss.local,
         chunk=config.loss.chunk,
     )
@@ -66,6 +64,16 @@ def main(config: ClipConfig) -> None:
         (out / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
         print(json.dumps(metrics, indent=2))
         print(f"model: {out / 'final'}")
+
+
+def _model(path: str) -> tuple[CLIPModel, CLIPProcessor]:
+    clip = load_clip(path, device="cpu", dtype=torch.float32)
+    if isinstance(clip, OpenClip):
+        return to_transformers(clip)
+    assert isinstance(clip, TransformersClip)
+    if not isinstance(clip.model, CLIPModel):
+        raise JobError(f"model.model_name: {path!r} is a {type(clip.model).__name__}; a CLIPModel is wanted")
+    return clip.model, clip.processor
 
 
 if __name__ == "__main__":
