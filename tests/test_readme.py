@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from python_script import benchmark, compare_subsets, make_scenes, tally_subset
+from python_script import benchmark, compare_subsets, convert_clip, export_subset, make_scenes, tally_subset
 from python_script.build_preference import BuildConfig
 from python_script.evaluation import reward_curves
 from python_script.evaluation.reward_accuracy import AccuracyConfig
@@ -33,8 +33,9 @@ SCHEMAS = {
     "train_reward.py": RewardConfig,
 }
 PARSERS = {
-    "benchmark.py": benchmark, "compare_subsets.py": compare_subsets, "make_scenes.py": make_scenes,
-    "reward_curves.py": reward_curves, "tally_subset.py": tally_subset,
+    "benchmark.py": benchmark, "compare_subsets.py": compare_subsets, "convert_clip.py": convert_clip,
+    "export_subset.py": export_subset, "make_scenes.py": make_scenes, "reward_curves.py": reward_curves,
+    "tally_subset.py": tally_subset,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {

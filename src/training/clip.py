@@ -46,7 +46,7 @@ class ClipTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if chunk is not None and self.is_deepspeed_enabled:
             raise JobError("loss.chunk does not work under DeepSpeed; use DDP (config/accelerate/ddp.yaml)")
-        self.add_callback(_ClampScale())
+        self.add_callback(ClampScale())
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight matrices alone: no norm, bias, class embedding or scale of the logits."""
@@ -117,7 +117,9 @@ class ClipTrainer(Trainer):
             self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
 
 
-class _ClampScale(TrainerCallback):
+class ClampScale(TrainerCallback):
+    """Keeps the scale of the logits between 1 and 100."""
+
     def on_step_end(self, *_: Any, model: Any = None, **__: Any) -> None:
         """Keep the parameter itself in its range, or it could wander where the loss no longer moves it."""
         with torch.no_grad():
