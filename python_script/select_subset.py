@@ -4,9 +4,11 @@
     python python_script/select_subset.py scores_dir=output/rsicd fraction=null threshold=0.5 output_dir=output/good
     python python_script/select_subset.py scores_dir=output/rsicd group_by=source
     python python_script/select_subset.py scores_dir=output/rsicd fraction=null group_by=row per_group=1
+    python python_script/select_subset.py scores_dir=output/rsicd unique=phash_group language=en
 
-Reads what score_dataset.py wrote. Equal values at the cut are kept in the order of their ids. A source that the rule
-wipes out, or cuts to under a tenth of the common share, is named in a warning.
+Reads what score_dataset.py wrote, and what measure_pairs.py wrote beside it. Equal values at the cut are kept in the
+order of their ids. A source that the rule wipes out, or cuts to under a tenth of the common share, is named in a
+warning.
 """
 
 from dataclasses import dataclass, field, fields
@@ -47,6 +49,8 @@ class SelectConfig:
     max_height: int | None = None
     min_chars: int | None = None
     max_chars: int | None = None
+    language: Any = None
+    unique: str | None = None
     nan: str = "refuse"
     all: list[dict[str, Any]] | None = None
     any: list[dict[str, Any]] | None = None
@@ -54,7 +58,10 @@ class SelectConfig:
 
 
 def main(config: SelectConfig) -> None:
-    rule = Rule.from_keys({key.name: getattr(config, key.name) for key in fields(Rule)})
+    measures = Path(config.scores_dir, "measures.parquet")
+    rule = Rule.from_keys(
+        {key.name: getattr(config, key.name) for key in fields(Rule)}, str(measures) if measures.is_file() else None
+    )
     selection = select_subset(config.scores_dir, config.output_dir, rule)
     print(selection)
     for line in selection.losses.lines():

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from python_script.build_preference import BuildConfig
 from python_script.evaluation.reward_accuracy import AccuracyConfig
+from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import flatten_keys, load_config
@@ -22,6 +23,7 @@ SCHEMAS = {
     "build_preference.yaml": BuildConfig,
     "clip_training_remoteclip.yaml": ClipConfig,
     "nano/clip_training.yaml": ClipConfig,
+    "measure_pairs.yaml": MeasureConfig,
     "nano/reward_training.yaml": RewardConfig,
     "nano/train_base.yaml": NanoConfig,
     "reward_accuracy.yaml": AccuracyConfig,

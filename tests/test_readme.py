@@ -13,6 +13,7 @@ from python_script import benchmark, compare_subsets, convert_clip, export_subse
 from python_script.build_preference import BuildConfig
 from python_script.evaluation import reward_curves
 from python_script.evaluation.reward_accuracy import AccuracyConfig
+from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import load_config
@@ -24,6 +25,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 SCHEMAS = {
     "build_preference.py": BuildConfig,
+    "measure_pairs.py": MeasureConfig,
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
     "select_subset.py": SelectConfig,

@@ -1,6 +1,6 @@
 """Rules as SQL, out of core: bare values are ranked to find a cut, ids only where a value is equal to it."""
 
-# ruff: noqa: S608, the only words of others in the SQL are numbers and quoted column names
+# ruff: noqa: S608, the only words of others in the SQL are numbers, quoted texts and quoted column names
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import duckdb
 
-from src.curation.rules import FILTERS, OWN_COLUMNS, OWN_GROUPS, Rule
+from src.curation.rules import BOUNDS, OWN_COLUMNS, OWN_GROUPS, Rule
 from src.curation.score_table import one_row
 from src.errors import JobError
 
@@ -97,7 +97,10 @@ def _create_candidates(db: duckdb.DuckDBPyConnection, rule: Rule, name: str, dro
     chance = CHANCE.format(seed=int(rule.seed))
     value = {"score": "score", "random": chance, "text_chars": "text_chars::DOUBLE"}.get(rule.by, "outside_value")
     group = {"source": "coalesce(source, '')", "row": "row", None: "NULL"}.get(rule.group_by, "outside_group")
-    tests = ["status = 'ok'", *(_filter(key, bound) for key in FILTERS if (bound := getattr(rule, key)) is not None)]
+    tests = ["status = 'ok'", *(_filter(key, bound) for key in BOUNDS if (bound := getattr(rule, key)) is not None)]
+    if rule.language is not None:
+        codes = (rule.language,) if isinstance(rule.language, str) else rule.language
+        tests.append(f"outside_language IN ({', '.join(map(_text, codes))})")
     if rule.by not in ("score", "random"):
         passing = f"FROM {table} WHERE {' AND '.join(tests)}"
         finite = f"coalesce(isfinite({value}), false)"
@@ -106,13 +109,33 @@ def _create_candidates(db: duckdb.DuckDBPyConnection, rule: Rule, name: str, dro
             where = f" in {rule.scores_from}" if rule.by not in OWN_COLUMNS else ""
             raise JobError(f"the {rule.by} of {bad}{where} is missing or not a finite number; nan=drop leaves it out")
         tests.append(finite)
+    columns = f"{COLUMNS}, {value} AS value, {group} AS grp"
+    where = f"FROM {table} WHERE {' AND '.join(tests)}"
+    passing = f"SELECT {columns} {where}"
+    if rule.unique is not None:
+        passing = _one_of_each(db, f"SELECT {columns}, outside_unique {where}", name)
+    drawn = "value"
     if rule.temperature is not None:
         # Gumbel-top-k: the highest of these are a weighted draw without replacement
-        value = f"{value} / {_double(rule.temperature)} - ln(-ln({chance}))"
+        drawn = f"value / {_double(rule.temperature)} - ln(-ln({chance}))"
     # a digest is dear: made once for all passes, where a bare column is read anew from the table
     kind = "TABLE" if rule.by == "random" or rule.temperature is not None else "VIEW"
-    columns = f"{COLUMNS}, {value} AS value, {group} AS grp"
-    db.execute(f"CREATE {kind} {name} AS SELECT {columns} FROM {table} WHERE {' AND '.join(tests)}")
+    db.execute(f"CREATE {kind} {name} AS SELECT {COLUMNS}, {drawn} AS value, grp FROM ({passing})")
+
+
+def _one_of_each(db: duckdb.DuckDBPyConnection, passing: str, name: str) -> str:
+    """The query of those of ``passing`` whose record has the best value of all that share its ``outside_unique``."""
+    sharing, first = name.replace("candidates", "sharing"), name.replace("candidates", "first")
+    db.execute(f"CREATE TABLE {sharing} AS {passing}")
+    db.execute(
+        f"""CREATE TABLE {first} AS
+        WITH best AS (SELECT outside_unique, max(value) AS value FROM {sharing} GROUP BY outside_unique)
+        SELECT outside_unique, arg_min(row, ROW({TIES})) AS first_row
+        FROM {sharing} JOIN best USING (outside_unique, value) GROUP BY outside_unique"""
+    )
+    # null equals nothing, itself included: what has no value finds no row here and stays
+    return f"""SELECT * FROM {sharing} LEFT JOIN {first} USING (outside_unique)
+        WHERE coalesce(row = first_row, true)"""
 
 
 def _filter(key: str, bound: int) -> str:
@@ -131,17 +154,21 @@ def _join_file(db: duckdb.DuckDBPyConnection, rule: Rule, path: str, name: str) 
     except duckdb.Error as error:
         raise JobError(f"scores_from: cannot read {path}: {str(error).splitlines()[0]}") from error
     types = {column: kind for column, kind, *_ in db.execute(f"DESCRIBE {file}").fetchall()}
-    value, group = "NULL", "NULL"
+    value, group, unique, language = "NULL", "NULL", "NULL", "NULL"
     if rule.by not in OWN_COLUMNS:
         value = f"file.{_column(types, rule.by, path)}::DOUBLE"
         if not types[rule.by].startswith(("DOUBLE", "FLOAT", "DECIMAL")) and "INT" not in types[rule.by]:
             raise JobError(f"scores_from: column {rule.by} of {path} is {types[rule.by]}, not a number")
     if rule.group_by is not None and rule.group_by not in OWN_GROUPS:
         group = f"coalesce(file.{_column(types, rule.group_by, path)}::VARCHAR, '')"
+    if rule.unique is not None:
+        unique = f"file.{_column(types, rule.unique, path)}"
+    if rule.language is not None:
+        language = f"file.{_column(types, 'language', path)}::VARCHAR"
     _column(types, "id", path)
     db.execute(
-        f"""CREATE TABLE {name} AS SELECT {COLUMNS}, status, width, height, text_chars,
-        {value} AS outside_value, {group} AS outside_group
+        f"""CREATE TABLE {name} AS SELECT {COLUMNS}, status, width, height, text_chars, {value} AS outside_value,
+        {group} AS outside_group, {unique} AS outside_unique, {language} AS outside_language
         FROM (SELECT * FROM scores WHERE status = 'ok') AS own LEFT JOIN {file} AS file USING (id)"""
     )
     (more,) = one_row(db, f"SELECT count(*) - (SELECT count(*) FROM scores WHERE status = 'ok') FROM {name}")
@@ -156,6 +183,10 @@ def _column(types: dict[str, str], name: str, path: str) -> str:
     if name not in types:
         raise JobError(f"scores_from: {path} has no column {name}; it has {', '.join(types)}")
     return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _double(value: float) -> str:

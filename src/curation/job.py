@@ -265,9 +265,20 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         raise JobError(f"{path} is not readable as JSON: {error}") from error
     changed = list(_differences(earlier, manifest))
     if changed:
-        named = "; ".join(changed[:_NAMED_CHANGES])
-        named += f"; and {len(changed) - _NAMED_CHANGES} more" if len(changed) > _NAMED_CHANGES else ""
-        raise JobError(f"{path.parent} holds another job's scores; changed: {named}. Use a new output_dir")
+        raise JobError(f"{path.parent} holds another job's scores; changed: {_named(changed)}. Use a new output_dir")
+
+
+def check_input(manifest: dict[str, Any], spec: DataSpec) -> None:
+    """Raise JobError if the data set is not, byte for byte, the one that the job of ``manifest`` scored."""
+    now = json.loads(json.dumps(input_fingerprint(spec)))
+    earlier = {key: value for key, value in manifest.get("input", {}).items() if key != "records"}
+    if changed := list(_differences(earlier, now, "input.")):
+        raise JobError(f"{spec.path} has changed since it was scored: {_named(changed)}. Score it again")
+
+
+def _named(changed: Sequence[str]) -> str:
+    more = f"; and {len(changed) - _NAMED_CHANGES} more" if len(changed) > _NAMED_CHANGES else ""
+    return "; ".join(changed[:_NAMED_CHANGES]) + more
 
 
 def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -101,10 +101,15 @@ def rule_text(rule: Rule) -> str:
         for key, bound in rule.given().items()
         if key[4:] in FILTER_WORDS
     ]
+    if rule.language is not None:
+        codes = [rule.language] if isinstance(rule.language, str) else rule.language
+        filters.append(f"language {' or '.join(codes)}")
     pairs = f"pairs with {' and '.join(filters)}" if filters else "scored pairs"
+    if rule.unique is not None:
+        pairs += f" of the best record of each {rule.unique}"
     if rule.threshold is not None:
         text = f"every pair with a {what} of at least {rule.threshold:g}"
-        return f"{text} among the {pairs}" if filters else text
+        return f"{text} among the {pairs}" if filters or rule.unique else text
     if rule.fraction is None and rule.per_group is None:
         return f"the {pairs}"
     many = f"{100 * rule.fraction:.4g} %" if rule.fraction is not None else f"{rule.per_group:,}"

@@ -10,7 +10,8 @@ from src.errors import JobError
 OWN_COLUMNS = ("score", "random", "text_chars")  # what ``by`` may name without a file
 OWN_GROUPS = ("source", "row")
 WAYS = ("fraction", "threshold", "per_group", "all", "any")
-FILTERS = ("min_width", "max_width", "min_height", "max_height", "min_chars", "max_chars")
+BOUNDS = ("min_width", "max_width", "min_height", "max_height", "min_chars", "max_chars")
+FILTERS = (*BOUNDS, "language", "unique")
 SHAPING = ("by", "scores_from", "group_by", "temperature", "seed", *FILTERS)  # have no meaning beside all or any
 
 
@@ -27,7 +28,8 @@ class Rule:
         threshold: keep every pair whose value is at least this.
         by: the value that the cut goes by, the highest kept: ``score``, ``random`` (0 to 1, from ``seed`` and id),
             ``text_chars``, or a numeric column of ``scores_from``.
-        scores_from: Parquet file with a column ``id`` and values made elsewhere, for ``by`` or ``group_by``.
+        scores_from: Parquet file with a column ``id`` and values made elsewhere, for ``by``, ``group_by``, ``language``
+            and ``unique``.
         group_by: ``source``, ``row`` (the captions of one record) or a column of ``scores_from``.
         per_group: keep at most this many pairs of each group, its best.
         temperature: draw without replacement instead of cutting, a pair with the weight exp(value / temperature):
@@ -35,6 +37,10 @@ class Rule:
         seed: of ``by: random`` and of the draw.
         min_width, max_width, min_height, max_height: pixels, bounds included; pairs without an image do not pass.
         min_chars, max_chars: characters of text, bounds included.
+        language: a code, or several, that the column ``language`` of ``scores_from`` must hold.
+        unique: column of ``scores_from`` of which each value is wanted once, such as ``phash_group``: of the records
+            that share a value only the one whose best pair has the highest ``by`` (of equal ones the lowest id) passes,
+            with all its captions. It comes after the other filters and before the cut; null is shared with nothing.
         nan: what to do with a value that is not a finite number, ``refuse`` or ``drop``; said once, by the outermost
             rule.
         all: keep what every one of these rules keeps.
@@ -58,6 +64,8 @@ class Rule:
     max_height: int | None = None
     min_chars: int | None = None
     max_chars: int | None = None
+    language: str | tuple[str, ...] | None = None
+    unique: str | None = None
     nan: str = "refuse"
     all: tuple["Rule", ...] | None = None
     any: tuple["Rule", ...] | None = None
@@ -75,8 +83,11 @@ class Rule:
                 raise JobError(f"nan belongs to the outermost rule, not to the rules inside {name}")
 
     @classmethod
-    def from_keys(cls, keys: Mapping[str, Any]) -> "Rule":
+    def from_keys(cls, keys: Mapping[str, Any], scores_from: str | None = None) -> "Rule":
         """A rule of the keys of a YAML file, with rules inside ``all`` and ``any`` as lists of such keys.
+
+        Args:
+            scores_from: the file of those rules, this one or inside it, that need one and name none.
 
         Raises:
             JobError: unknown key, wrong type or bad value; ``all[1]`` in front says in which rule inside.
@@ -86,13 +97,22 @@ class Rule:
             if key not in known:
                 raise JobError(f"unknown key {key} of a rule; known keys: {', '.join(known)}")
             _check_type(key, value)
-        joined = {name: _inner_rules(name, keys[name]) for name in ("all", "any") if keys.get(name) is not None}
-        return cls(**{**keys, **joined})
+        made = dict(keys)
+        for name in ("all", "any"):
+            if keys.get(name) is not None:
+                made[name] = _inner_rules(name, keys[name], scores_from)
+        if isinstance(made.get("language"), list):
+            made["language"] = tuple(made["language"])
+        if scores_from and not made.get("scores_from") and _outside_keys(made):
+            made["scores_from"] = scores_from
+        return cls(**made)
 
     def given(self) -> dict[str, Any]:
         """The keys that differ from their defaults, as ``from_keys`` takes them."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {name: value for name, value in found.items() if value != type(self).__dict__[name]}
+        if isinstance(self.language, tuple):
+            changed["language"] = list(self.language)
         return {n: [rule.given() for rule in v] if n in ("all", "any") else v for n, v in changed.items()}
 
     def describe(self) -> str:
@@ -139,32 +159,44 @@ class Rule:
             raise JobError(f"per_group must be at least 1, not {self.per_group}")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise JobError(f"temperature must be above 0, not {self.temperature:g}")
-        for name in FILTERS:
+        for name in BOUNDS:
             if (value := getattr(self, name)) is not None and value < 0:
                 raise JobError(f"{name} must not be negative, not {value}")
+        codes = (self.language,) if isinstance(self.language, str) else self.language
+        if codes is not None and not (codes and all(isinstance(code, str) and code for code in codes)):
+            raise JobError(f"language must be a code such as en or a list of codes, not {self.given()['language']!r}")
+        if self.unique == "":
+            raise JobError("unique must be a column of scores_from, not ''")
         if self.nan not in ("refuse", "drop"):
             raise JobError(f"nan must be refuse or drop, not {self.nan!r}")
 
     def _check_value(self) -> None:
-        outside_by = self.by not in OWN_COLUMNS
-        outside_group = self.group_by is not None and self.group_by not in OWN_GROUPS
-        if not self.by or (outside_by and not self.scores_from):
+        outside = _outside_keys({field.name: getattr(self, field.name) for field in fields(self)})
+        if not self.by or ("by" in outside and not self.scores_from):
             raise JobError(f"by must be {', '.join(OWN_COLUMNS)} or a column of scores_from, not {self.by!r}")
-        if outside_group and not self.scores_from:
+        if "group_by" in outside and not self.scores_from:
             raise JobError(f"group_by must be source, row or a column of scores_from, not {self.group_by!r}")
-        if self.scores_from and not (outside_by or outside_group):
+        if outside and not self.scores_from:
+            raise JobError(f"{outside[0]} needs scores_from: a file with such a column, which measure_pairs.py writes")
+        if self.scores_from and not outside:
             raise JobError(f"scores_from is not used: by={self.by} is the table's own; name a column of the file")
         if self.by == "random" and self.temperature is not None:
             raise JobError("temperature has no meaning with by=random, which is a draw already")
 
 
-def _inner_rules(name: str, rules: Any) -> tuple[Rule, ...]:
+def _outside_keys(keys: Mapping[str, Any]) -> list[str]:
+    """Those of the keys that speak of a column of ``scores_from``."""
+    own = {"by": (None, *OWN_COLUMNS), "group_by": (None, *OWN_GROUPS), "unique": (None,), "language": (None,)}
+    return [key for key, values in own.items() if keys.get(key) not in values]
+
+
+def _inner_rules(name: str, rules: Any, scores_from: str | None) -> tuple[Rule, ...]:
     made = []
     for number, keys in enumerate(rules):
         try:
             if not isinstance(keys, Mapping):
                 raise JobError(f"must be a rule such as {{fraction: 0.3}}, not {keys!r}")
-            made.append(Rule.from_keys(keys))
+            made.append(Rule.from_keys(keys, scores_from))
         except JobError as error:
             raise JobError(f"{name}[{number}]: {error}") from None
     return tuple(made)
@@ -177,8 +209,10 @@ def _check_type(key: str, value: Any) -> None:
     words = "a whole number"
     if key in ("fraction", "threshold", "temperature"):
         wanted, words = (int, float), "a number"
-    elif key in ("by", "scores_from", "group_by", "nan"):
+    elif key in ("by", "scores_from", "group_by", "unique", "nan"):
         wanted, words = (str,), "a word"
+    elif key == "language":
+        wanted, words = (str, list, tuple), "a code or a list of codes"
     elif key in ("all", "any"):
         wanted, words = (list, tuple), "a list of rules"
     if not isinstance(value, wanted) or isinstance(value, bool):

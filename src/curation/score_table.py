@@ -25,8 +25,7 @@ def open_scores(scores_dir: str | Path, spill_dir: Path) -> Iterator[duckdb.Duck
     parts = sorted(str(part) for part in Path(scores_dir, "scores").glob("*.parquet"))
     if not parts:
         raise JobError(f"no score table: {Path(scores_dir, 'scores')} has no .parquet file")
-    if not Path(scores_dir, "summary.json").is_file():
-        raise JobError(f"{scores_dir} has no summary.json: its scoring job has not finished, run it again")
+    check_finished(scores_dir)
     try:
         with connect(spill_dir) as db:
             db.read_parquet(parts).create_view("score_parts")
@@ -38,6 +37,12 @@ def open_scores(scores_dir: str | Path, spill_dir: Path) -> Iterator[duckdb.Duck
             yield db
     except duckdb.Error as error:
         raise JobError(f"cannot use the score table in {scores_dir}: {str(error).splitlines()[0]}") from error
+
+
+def check_finished(scores_dir: str | Path) -> None:
+    """Raise JobError unless the scoring job of this folder has come to its end."""
+    if not Path(scores_dir, "summary.json").is_file():
+        raise JobError(f"{scores_dir} has no summary.json: its scoring job has not finished, run it again")
 
 
 @contextmanager

@@ -36,6 +36,15 @@ SCHEMA = pa.schema(
 )
 
 
+def named_texts(record: Record) -> list[tuple[str, str]]:
+    """(id, text) of each pair that a record stands for in the table, at least one.
+
+    The id is the record's, with ``#<k>`` where it has several captions; the text of a conversation is its answers.
+    """
+    texts = record.texts or ("".join(turn["content"] for turn in record.turns if turn["role"] == "assistant"),)
+    return [(f"{record.id}#{index}" if len(texts) > 1 else record.id, text) for index, text in enumerate(texts)]
+
+
 def table_rows(
     window: Sequence[Record], results: Iterator[Scored], constants: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
@@ -46,11 +55,10 @@ def table_rows(
         constants: columns that are the same in every row.
     """
     for record in window:
-        texts = record.texts or ("".join(turn["content"] for turn in record.turns if turn["role"] == "assistant"),)
-        for index, text in enumerate(texts):
+        for index, (name, text) in enumerate(named_texts(record)):
             result = Scored(error=record.error) if record.error else next(results)
             yield {
-                "id": f"{record.id}#{index}" if len(texts) > 1 else record.id,
+                "id": name,
                 "row": record.row,
                 "text_index": index,
                 "score": result.score,

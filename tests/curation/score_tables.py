@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from src.curation.rules import Rule
+from src.curation.select import select_subset
+
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -83,3 +86,9 @@ def write_pictures(folder: Path, captions: list[str]) -> dict[str, Any]:
             Image.fromarray(pixels).save(folder / f"{number}.png")
             writer.writerow([f"{number}.png", caption, f"place {number}"])
     return {"path": str(folder / "data.csv"), "image_root": str(folder)}
+
+
+def kept(folder: Path, rows: list[dict], parts: int = 2, **keys) -> list[str]:
+    """The ids that a rule keeps of these rows."""
+    job = write_scores(folder / "job", rows, parts=parts)
+    return pq.read_table(select_subset(job, folder / "out", Rule.from_keys(keys)).path)["id"].to_pylist()

@@ -4,7 +4,6 @@ import hashlib
 import math
 import random
 from fractions import Fraction
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,14 +17,9 @@ from src.config import load_config
 from src.curation.rules import Rule
 from src.curation.select import read_facts, rule_of, select_subset
 from src.errors import JobError
-from tests.curation.score_tables import failed, pair, write_pictures, write_scores
+from tests.curation.score_tables import failed, kept, pair, write_pictures, write_scores
 
 NAN = float("nan")
-
-
-def kept(folder: Path, rows: list[dict], parts: int = 2, **keys) -> list[str]:
-    job = write_scores(folder / "job", rows, parts=parts)
-    return pq.read_table(select_subset(job, folder / "out", Rule.from_keys(keys)).path)["id"].to_pylist()
 
 
 def chance(name: str, seed: int) -> float:
@@ -48,24 +42,33 @@ def twin(rows: list[dict], keys: dict, extra: dict[str, dict]) -> set[str]:
             and sizes[what] <= keys.get(f"max_{what}", math.inf)
             for what in sizes
             if f"min_{what}" in keys or f"max_{what}" in keys
-        )
+        ) and ("language" not in keys or extra[row["id"]]["language"] in [keys["language"], *keys["language"]])
 
-    def value(row: dict) -> float:
+    def bare_value(row: dict) -> float:
         by, draw = keys.get("by", "score"), chance(row["id"], keys.get("seed", 0))
         found = {"score": row["score"], "text_chars": float(row["text_chars"]), "random": draw}
-        number = found[by] if by in found else extra[row["id"]][by]
-        if "temperature" in keys:
-            return number / keys["temperature"] - math.log(-math.log(draw))
-        return number
+        return found[by] if by in found else extra[row["id"]][by]
+
+    def value(row: dict) -> float:
+        if "temperature" not in keys:
+            return bare_value(row)
+        draw = chance(row["id"], keys.get("seed", 0))
+        return bare_value(row) / keys["temperature"] - math.log(-math.log(draw))
 
     def group(row: dict) -> object:
         by = keys.get("group_by")
         return row[by] if by in ("source", "row") else extra[row["id"]][by] if by else None
 
+    passing = [row for row in rows if row["status"] == "ok" and passes(row)]
+    if "unique" in keys:
+        first: dict[object, int] = {}  # by value of the column, the record that holds the best pair
+        for row in sorted(passing, key=lambda row: (-bare_value(row), row["id"])):
+            first.setdefault(extra[row["id"]][keys["unique"]], row["row"])
+        passing = [row for row in passing if first[extra[row["id"]][keys["unique"]]] == row["row"]
+                   or extra[row["id"]][keys["unique"]] is None]  # fmt: skip
     groups: dict[object, list[dict]] = {}
-    for row in rows:
-        if row["status"] == "ok" and passes(row):
-            groups.setdefault(group(row), []).append(row)
+    for row in passing:
+        groups.setdefault(group(row), []).append(row)
     found = set()
     for members in groups.values():
         ranked = sorted(members, key=lambda row: (-value(row), row["id"]))
@@ -89,6 +92,8 @@ filters = st.fixed_dictionaries(
         "max_height": st.sampled_from([32, 64]),
         "min_chars": st.sampled_from([0, 20]),
         "max_chars": st.sampled_from([20, 40]),
+        "language": st.sampled_from(["en", ["en", "zh"]]),
+        "unique": st.sampled_from(["look", "kind"]),
     },
 )
 cuts = st.one_of(
@@ -126,7 +131,7 @@ tables = st.lists(
 def with_path(keys: dict, path: str) -> dict:
     """The keys with the file named where it is needed."""
     joined = {n: [with_path(part, path) for part in keys[n]] for n in ("all", "any") if n in keys}
-    outside = keys.get("by") == "clip" or keys.get("group_by") == "kind"
+    outside = keys.get("by") == "clip" or keys.get("group_by") == "kind" or {"language", "unique"} & set(keys)
     return keys | joined | ({"scores_from": path} if outside else {})
 
 
@@ -139,7 +144,15 @@ def test_any_rule_keeps_what_its_twin_keeps(tmp_path_factory, table, keys, shuff
         pair(row, score, text_index=n, id=name, source=source, text_chars=chars, width=side, height=side)
         for n, (name, (score, source, row, chars, side)) in enumerate(zip(names, table, strict=True))
     ]
-    extra = {name: {"clip": rng.choice([0.1, 0.2, 0.5]), "kind": rng.choice(["x", "y"])} for name in names}
+    extra = {
+        name: {
+            "clip": rng.choice([0.1, 0.2, 0.5]),
+            "kind": rng.choice(["x", "y"]),
+            "look": rng.choice([None, 0, 1, 2]),
+            "language": rng.choice([None, "en", "en", "zh", "fr"]),
+        }
+        for name in names
+    }
     expected = twin(rows, keys, extra)
     rows.append(failed(99, source="port"))
     rng.shuffle(rows)
@@ -233,6 +246,16 @@ def test_draw_takes_pairs_by_their_softmax_weights(tmp_path):
             "min_width has no meaning beside all; give it to the rules inside",
         ),
         ({"any": [{"fraction": 0.5, "nan": "drop"}]}, "nan belongs to the outermost rule"),
+        (
+            {"unique": "phash_group"},
+            "unique needs scores_from: a file with such a column, which measure_pairs.py writes",
+        ),
+        ({"language": "en"}, "language needs scores_from"),
+        ({"language": 3}, "language must be a code or a list of codes, not 3"),
+        ({"language": [], "scores_from": "x"}, r"language must be a code such as en or a list of codes, not \[\]"),
+        ({"language": ["en", 3], "scores_from": "x"}, "language must be a code such as en or a list of codes"),
+        ({"unique": "", "scores_from": "x"}, "unique must be a column of scores_from"),
+        ({"all": [{"fraction": 0.5}], "unique": "kind", "scores_from": "x"}, "has no meaning beside all"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused_by_key(keys, message):
