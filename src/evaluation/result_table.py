@@ -136,7 +136,7 @@ def chart(table: Table) -> Any:
 def write_table_page(tables: Sequence[Table], target: Path) -> None:
     """Write one self-contained HTML page of the tables and their charts."""
     facts = {
-        "tables": [(table, chart(table).to_dict()) for table in tables],
+        "tables": [(table, chart(table).properties(width="container").to_dict()) for table in tables],
         "names": short_names([model for table in tables for model in table.models]),
         "text": metric_text,
         "made": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),

@@ -9,6 +9,7 @@ from src.evaluation.charts import interval_dots, save_page
 from src.evaluation.results import Result, metric_text
 
 _COLOUR = "#0072B2"
+_SHADES = ["#f1f4f7", "#9ecae1", "#3182bd", "#08306b"]  # from none of a row to all of it
 _NUMBERS_UP_TO = 25  # classes; beyond, a cell is too small for its number
 
 
@@ -45,9 +46,9 @@ def _matrix(classes: list[dict[str, Any]], confusion: list[list[int]]) -> Any:
         y=alt.Y("true:N", sort=names, title="true", axis=alt.Axis(**axis)),
         tooltip=["true:N", "predicted:N", "images:Q", alt.Tooltip("share:Q", format=".1%")],
     )
-    legend = alt.Legend(format="%", title="share of the true class", orient="bottom", gradientLength=200)
+    legend = alt.Legend(format="%", title="share of the true class", orient="bottom", gradientLength=260, tickCount=5)
     squares = base.mark_rect(stroke="white", strokeWidth=1).encode(
-        color=alt.Color("share:Q", scale=alt.Scale(scheme="blues", domain=[0, 1]), legend=legend)
+        color=alt.Color("share:Q", scale=alt.Scale(range=_SHADES, domain=[0, 1]), legend=legend)
     )
     if len(names) > _NUMBERS_UP_TO:
         return squares.properties(width=step, height=step)
