@@ -119,14 +119,14 @@ class FeatureStore:
                 if len(batch) == self.batch_size or (batch and not ahead):
                     found = self.clip.image_features(torch.stack(list(batch.values()))).cpu()
                     vectors = vectors if vectors.shape[1] else torch.zeros(total, found.shape[1])
-                    vectors[list(batch)] = found
+                    vectors[list(batch)] = exact_unit(found)
                     batch = {}
                 number += 1
                 bar.update()
         for index in (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist():
             errors[index] = RecordError("not_finite", "the model gives no finite features; try another dtype")
             vectors[index] = 0
-        return Features(exact_unit(vectors), dict(sorted(errors.items())))
+        return Features(vectors, dict(sorted(errors.items())))
 
     def _encode_texts(self, texts: Sequence[str]) -> Features:
         parts = []

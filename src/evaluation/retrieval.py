@@ -61,10 +61,10 @@ def places(
                 cosine = some_images @ some_texts.T
                 best = image_cosine[down, None]
                 earlier = text_numbers < image_own[down, None]
-                before_image[down] += ((cosine > best) | ((cosine == best) & earlier)).sum(1)
+                before_image[down] += ((cosine > best) | ((cosine == best) & earlier)).sum(1, dtype=torch.int32)
                 earlier = image_numbers[:, None] < text_own[across]
                 best = text_cosine[across]
-                before_text[across] += ((cosine > best) | ((cosine == best) & earlier)).sum(0)
+                before_text[across] += ((cosine > best) | ((cosine == best) & earlier)).sum(0, dtype=torch.int32)
                 bar.update(cosine.numel())
     image_places, text_places = before_image.cpu().numpy(), before_text.cpu().numpy()
     image_places[np.isinf(image_best[0])] = NEVER
