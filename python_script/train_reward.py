@@ -8,7 +8,6 @@
 """
 
 import json
-import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,19 @@ from src.model.checkpoint import locate
 from src.model.nano import prefer_fast_attention
 from src.model.qwen_reward import Qwen2Reward
 from src.training.reward import PreferenceCollator, RewardTrainer, encode_group, ranking_metrics
-from src.training.reward_config import Data, RewardConfig, make_trainable, resume_point, training_arguments
+from src.training.reward_config import Data, RewardConfig, make_trainable
+from src.training.run import resume_point, set_up_wandb, training_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(config: RewardConfig) -> None:
     checkpoint, out = resume_point(config), Path(config.save_folder)
-    os.environ.setdefault("WANDB_MODE", config.wandb.mode)
-    os.environ.setdefault("WANDB_PROJECT", config.wandb.project)
-    os.environ.setdefault("WANDB_DIR", config.save_folder)
-    if config.wandb.group:
-        os.environ.setdefault("WANDB_RUN_GROUP", config.wandb.group)
-    arguments = training_arguments(config, bool(config.data.eval_target_root or config.data.eval_share))
+    set_up_wandb(config)
+    evaluates = bool(config.data.eval_target_root or config.data.eval_share)
+    arguments = training_arguments(
+        config, "eval_accuracy" if evaluates else None, dataloader_num_workers=config.data.num_workers
+    )
     set_seed(config.seed)
     size = {"shortest_edge": 56 * 56, "longest_edge": config.data.max_pixel_base * 28 * 28}
     try:

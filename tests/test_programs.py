@@ -13,12 +13,15 @@ from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import flatten_keys, load_config
+from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {
     "build_preference.yaml": BuildConfig,
+    "clip_training_remoteclip.yaml": ClipConfig,
+    "nano/clip_training.yaml": ClipConfig,
     "nano/reward_training.yaml": RewardConfig,
     "nano/train_base.yaml": NanoConfig,
     "reward_accuracy.yaml": AccuracyConfig,

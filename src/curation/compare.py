@@ -11,7 +11,7 @@ from src.curation.gallery import Group, galleries
 from src.curation.page import write_page
 from src.curation.report import rule_text
 from src.curation.score_table import data_spec, one_row, open_scores, read_manifest
-from src.curation.select import read_facts, rule_of, scores_of
+from src.curation.select import read_facts, rule_of, scores_of, subset_file
 from src.curation.sources import SOURCES
 from src.errors import JobError
 
@@ -77,7 +77,7 @@ def compare_subsets(
     Raises:
         JobError: no such selection, selections from different score tables, or a pair that the table does not hold.
     """
-    subsets = [_subset(path) for path in (first, second)]
+    subsets = [subset_file(path) for path in (first, second)]
     rules = [rule_text(rule_of(read_facts(subset))) for subset in subsets]
     folder = Path(scores_dir) if scores_dir is not None else _common_scores(subsets)
     spec = data_spec(read_manifest(folder))
@@ -108,13 +108,6 @@ def compare_subsets(
 
 _COUNTS = """count(*), count(*) FILTER (in_a AND in_b), count(*) FILTER (in_a AND NOT in_b),
     count(*) FILTER (in_b AND NOT in_a)"""
-
-
-def _subset(path: str | Path) -> Path:
-    subset = Path(path, "subset_ids.parquet") if Path(path).is_dir() else Path(path)
-    if not subset.is_file():
-        raise JobError(f"no selection: {subset} does not exist; run select_subset.py first")
-    return subset
 
 
 def _common_scores(subsets: Sequence[Path]) -> Path:

@@ -109,6 +109,14 @@ def kept_rows(subset: Path) -> Iterator[tuple[int, list[tuple[int, float]]]]:
             yield row, [(text_index, score) for _, text_index, score in group]
 
 
+def subset_file(path: str | Path) -> Path:
+    """A ``subset_ids.parquet``, or the one in a folder. Raises JobError where there is none."""
+    subset = Path(path, "subset_ids.parquet") if Path(path).is_dir() else Path(path)
+    if not subset.is_file():
+        raise JobError(f"no selection: {subset} does not exist; run select_subset.py first")
+    return subset
+
+
 def read_facts(subset: str | Path) -> dict[str, Any]:
     """The rule of a ``subset_ids.parquet`` with its counts: the keys of ``rule.yaml``.
 

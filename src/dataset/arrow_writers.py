@@ -15,7 +15,6 @@ from src.dataset.saved_datasets import saved_batches, saved_schema, write_saved
 
 _GROUP_ROWS = 4096
 _GROUP_BYTES = 2**26
-_SHARD_BYTES = 500 * 10**6  # as the datasets library has it
 
 
 def write_parquet(path: Path, text_column: str, kept: Kept, target: Path) -> None:
@@ -31,7 +30,7 @@ def write_dataset(folder: Path, text_column: str, kept: Kept, target: Path) -> N
     """Write the kept rows of a folder of the ``datasets`` library to a new one."""
     schema = _with_score(saved_schema(folder), text_column)
     batches = saved_batches(folder, rows.BATCH_BYTES)
-    write_saved(folder, schema, _tables(batches, schema, text_column, kept, folder), target, _SHARD_BYTES)
+    write_saved(folder, schema, _tables(batches, schema, text_column, kept, folder), target)
 
 
 def _tables(

@@ -65,11 +65,33 @@ def open_image(source: ImageSource, root: Path | None = None, limits: ImageLimit
     source = _unwrap(source)
     if isinstance(source, Image.Image):
         return _decode(source, "image", limits)
-    if isinstance(source, bytes):
-        return _decode(_identify(source, "image", limits), "image", limits)
-    path = locate_image(source, root)
-    name = _short(source)
-    return _decode(_identify(_read(path, name, limits), name, limits), name, limits)
+    content, name = _content(source, root, limits)
+    return _decode(_identify(content, name, limits), name, limits)
+
+
+def encoded_image(
+    source: ImageSource, root: Path | None = None, limits: ImageLimits | None = None
+) -> tuple[bytes, str]:
+    """The bytes of an image as they are stored, and which of ``FORMATS`` they are, after decoding them once.
+
+    Arguments and errors are those of ``open_image``. A Pillow image becomes a PNG of what ``open_image`` gives.
+    """
+    limits = limits or ImageLimits()
+    source = _unwrap(source)
+    if isinstance(source, Image.Image):
+        return png_of(_decode(source, "image", limits)), "PNG"
+    content, name = _content(source, root, limits)
+    image = _identify(content, name, limits)
+    kind = str(image.format)
+    _decode(image, name, limits)
+    return content, "JPEG" if kind == "MPO" else kind  # a JPEG with further pictures behind it
+
+
+def png_of(image: Image.Image) -> bytes:
+    """The image as a PNG file, without loss."""
+    stream = BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def image_key(source: ImageSource, root: Path | None = None) -> str:
@@ -127,6 +149,14 @@ def _unwrap(source: ImageSource) -> str | Path | bytes | Image.Image:
     if not isinstance(source, str | Path | bytes | Image.Image):
         raise RecordError("unreadable_image", f"a {type(source).__name__} is not an image, a path or bytes")
     return source
+
+
+def _content(source: str | Path | bytes, root: Path | None, limits: ImageLimits) -> tuple[bytes, str]:
+    """Encoded bytes, and what messages call the image."""
+    if isinstance(source, bytes):
+        return source, "image"
+    name = _short(source)
+    return _read(locate_image(source, root), name, limits), name
 
 
 def _read(path: Path, name: str, limits: ImageLimits) -> bytes:

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 from tqdm import tqdm
 
+from src.dataset.arrow_cache import ERRORS, IMAGE, build_table, checked, image_entry, is_built, open_table
 from src.dataset.preference import Preference, PreferenceCounts, PreferenceSet, read_preferences
 from src.dataset.records import file_fingerprint
 from src.errors import JobError, RecordError
@@ -22,15 +20,13 @@ SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
-        ("images", pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))),
+        ("images", pa.list_(IMAGE)),
         ("question", pa.string()),
         ("chosen", pa.string()),
         ("rejected", pa.list_(pa.string())),
         ("kinds", pa.list_(pa.string())),
     ]
 )
-_BATCH = 256  # rows written at a time
-
 Check = Callable[[Preference], None]
 
 
@@ -52,14 +48,13 @@ def load_preferences(
     """
     what = [(file_fingerprint(one.path), str(one.image_folder)) for one in sets]
     folder = cache / hashlib.blake2b(json.dumps([what, check_key]).encode(), digest_size=8).hexdigest()
-    if not (folder / "counts.json").exists():
+    if not is_built(folder):
         _build(sets, folder, check, workers)
-    counts = {}
-    for source, held in json.loads((folder / "counts.json").read_text(encoding="utf-8")).items():
-        counts[source] = PreferenceCounts(**held)
+    table, found = open_table(folder)
+    counts = {source: PreferenceCounts(**held) for source, held in found.items()}
     if not any(held.groups for held in counts.values()):
-        raise JobError(f"no usable preference in {', '.join(str(one.path) for one in sets)}; see {folder}/errors.jsonl")
-    return Dataset.from_file(str(folder / "preferences.arrow")), counts
+        raise JobError(f"no usable preference in {', '.join(str(one.path) for one in sets)}; see {folder}/{ERRORS}")
+    return table, counts
 
 
 def split_by_image(table: Dataset, share: float) -> tuple[Dataset, Dataset]:
@@ -93,51 +88,16 @@ def counts_table(counts: dict[str, PreferenceCounts]) -> str:
 
 
 def _build(sets: Sequence[PreferenceSet], folder: Path, check: Check, workers: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     counts: dict[str, PreferenceCounts] = {}
-    rows: list[dict[str, Any]] = []
-    table, errors = folder / "preferences.arrow.part", folder / "errors.jsonl"
-    with pa.ipc.new_stream(str(table), SCHEMA) as writer, errors.open("w", encoding="utf-8") as log:
+
+    def items() -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
         for one in sets:
-            for item in tqdm(_checked(read_preferences(one), check, workers), one.name, unit=" rows"):
+            for item in tqdm(checked(read_preferences(one), check, workers), one.name, unit=" rows"):
                 source = one.name if isinstance(item, RecordError) else item.source
                 counts.setdefault(source, PreferenceCounts()).add(item)
                 if isinstance(item, RecordError):
-                    log.write(json.dumps({"source": source, "kind": item.kind, "error": str(item)}) + "\n")
-                    continue
-                rows.append({**asdict(item), "images": [_image(image) for image in item.images]})
-                if len(rows) == _BATCH:
-                    writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-                    rows.clear()
-        writer.write_batch(pa.RecordBatch.from_pylist(rows, SCHEMA))
-    table.rename(folder / "preferences.arrow")
-    done = folder / "counts.json.part"
-    done.write_text(json.dumps({source: asdict(held) for source, held in counts.items()}), encoding="utf-8")
-    done.rename(folder / "counts.json")  # last: what makes the table count as whole
+                    yield source, item
+                else:
+                    yield source, {**asdict(item), "images": [image_entry(image) for image in item.images]}
 
-
-def _image(image: Any) -> dict[str, Any]:
-    if isinstance(image, bytes):
-        return {"bytes": image, "path": None}
-    return {"bytes": image.get("bytes"), "path": image.get("path")} if isinstance(image, dict) else {"path": image}
-
-
-def _checked(
-    items: Iterable[Preference | RecordError], check: Check, workers: int
-) -> Iterator[Preference | RecordError]:
-    """The items in order, those refused by ``check`` as RecordErrors; a few dozen are looked at at a time."""
-
-    def look(item: Preference | RecordError) -> Preference | RecordError:
-        if isinstance(item, Preference):
-            try:
-                check(item)
-            except RecordError as error:
-                return RecordError(error.kind, f"{item.id}: {error}")
-        return item
-
-    left = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque(pool.submit(look, item) for item in islice(left, 16 * workers))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(look, item) for item in islice(left, 1))
+    build_table(folder, SCHEMA, items(), lambda: {source: asdict(held) for source, held in counts.items()})

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STATE, INFO, SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
+SHARD_BYTES = 500 * 10**6  # at which a data file is closed, as the library does
+
+# What the library wants to find in the state of a data set that is new.
+_NEW_STATE: dict[str, Any] = {"_format_type": None, "_format_kwargs": {}, "_output_all_columns": False, "_split": None}
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -63,13 +67,12 @@ def saved_batches(
         raise JobError(f"the data in {folder} are damaged: {error}") from error
 
 
-def write_saved(source: Path, schema: pa.Schema, tables: Iterator[pa.Table], target: Path, shard_bytes: int) -> None:
-    """Write tables as a folder that ``datasets.load_from_disk`` loads, described as the folder ``source`` is.
+def write_saved(source: Path | None, schema: pa.Schema, tables: Iterator[pa.Table], target: Path) -> None:
+    """Write tables as a folder that ``datasets.load_from_disk`` loads, described as the folder ``source`` is, if any.
 
     Args:
         schema: of the tables, with the library's features in its metadata.
         target: the new folder.
-        shard_bytes: a data file is closed when it has so many bytes.
     """
     target.mkdir()
     names: list[str] = []
@@ -80,14 +83,14 @@ def write_saved(source: Path, schema: pa.Schema, tables: Iterator[pa.Table], tar
             while more is not None:
                 stream.write_table(more)
                 more = next(tables, None)
-                if file.tell() >= shard_bytes:
+                if file.tell() >= SHARD_BYTES:
                     break
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    given, state = (_read_json(source / INFO), _read_json(source / STATE)) if source else ({}, _NEW_STATE)
     # Sizes and splits are those of the source.
     gone = ("splits", "dataset_size", "download_size", "size_in_bytes", "download_checksums", "post_processing_size")
-    info = {key: value for key, value in _read_json(source / INFO).items() if key not in gone}
+    info = {key: value for key, value in given.items() if key not in gone}
     _write_json(target / INFO, info | {"features": features})
-    state = _read_json(source / STATE)
     kept = hashlib.blake2b(f"{state.get('_fingerprint')}".encode(), digest_size=8)
     for name in names:
         with (target / name).open("rb") as written:

@@ -45,12 +45,13 @@ TAR_CAPTIONS = ("txt", "caption", "text", "title")  # members or JSON keys, the 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a look at the files settles: which they are, whether they hold conversations, and their columns."""
+    """What a look at the files settles: which they are, whether they hold conversations or images, their columns."""
 
     files: DataFiles
     conversations: bool
     image_column: str
     text_column: str
+    encoded: bool
 
 
 def inspect(spec: DataSpec) -> Layout:
@@ -76,10 +77,13 @@ def inspect(spec: DataSpec) -> Layout:
 
 def _layout(spec: DataSpec, files: DataFiles, present: list[str], schema: pa.Schema | None) -> Layout:
     image_column, text_column = spec.image_column, spec.text_column
-    encoded = (
-        files.suffix == ".tar" if schema is None else "image" in present and _holds_bytes(schema.field("image").type)
-    )
-    if image_column == DataSpec.image_column and "image" in present and encoded:
+
+    def encoded(column: str) -> bool:
+        if schema is None:
+            return files.suffix == ".tar"
+        return column in present and _holds_bytes(schema.field(column).type)
+
+    if image_column == DataSpec.image_column and "image" in present and encoded("image"):
         image_column = "image"
     conversations = (
         files.suffix in (".json", ".jsonl", ".tar")
@@ -89,7 +93,7 @@ def _layout(spec: DataSpec, files: DataFiles, present: list[str], schema: pa.Sch
     )
     if files.suffix == ".tar" and text_column == DataSpec.text_column:
         text_column = next((name for name in TAR_CAPTIONS if name in present), text_column)
-    return Layout(files, conversations, image_column, text_column)
+    return Layout(files, conversations, image_column, text_column, encoded(image_column))
 
 
 def _check_columns(path: Path, spec: DataSpec, layout: Layout, first: Path, expected: list[str]) -> None:

@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 from src.dataset import rows
 from src.dataset.arrow_writers import write_dataset, write_parquet
@@ -54,18 +54,18 @@ def write_subset(spec: DataSpec, kept: Kept, output_dir: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial")
     try:
-        _remove(partial)
+        remove(partial)
         if data.alone:
             _write_file(data.paths[0], layout, _score_name(layout), kept, partial)
         else:
             _write_files(layout, kept, partial)
         for path in [*partial.rglob("*"), partial]:
-            _sync(path)
+            sync(path)
         if in_folder:
-            _remove(target)  # a folder cannot be replaced in one step
+            remove(target)  # a folder cannot be replaced in one step
         partial.replace(target)
     finally:
-        _remove(partial)
+        remove(partial)
     return target
 
 
@@ -133,25 +133,32 @@ def _check_replaceable(target: Path, data: DataFiles) -> None:
         raise JobError(f"{other} is no part of an earlier subset; move {target} away or choose another output folder")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file to disk now; folders are passed over."""
     if path.is_file():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
+
+
+def csv_writer(file: TextIO, delimiter: str = ",") -> Any:
+    """A writer of the csv module whose rows ``rows.csv_lists`` reads back, with ``\\n`` at the end of lines."""
+    # The module quotes a lone \r only if it is part of the line end; the file's line end is \n all the same.
+    lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
+    return csv.writer(lines, delimiter=delimiter, lineterminator="\r\n")
 
 
 def _write_csv(path: Path, delimiter: str, kept: Kept, target: Path) -> None:
     table = rows.csv_lists(path, delimiter)
     header = rows.csv_header(path, delimiter)
     with target.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        # The module quotes a lone \r only if it is part of the line end; the file's line end is \n all the same.
-        lines = SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n"))
-        writer = csv.writer(lines, delimiter=delimiter, lineterminator="\r\n")
+        writer = csv_writer(file, delimiter)
         writer.writerow([*header, score_name(header)])
         for row, scores in pick(islice(table, 1, None), kept, path):
             writer.writerow([*row, repr(scores[0][1])])

@@ -16,7 +16,9 @@ positions ever after, so its weights were trained under plain positions; that is
 
 import json
 import logging
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -47,6 +49,26 @@ def locate(path: str | Path) -> str:
     """Return a model path as it is, or below the project's root where only that exists (``assets/nano/scorer``)."""
     below_root = Path(__file__).resolve().parents[2] / path
     return str(below_root) if not Path(path).exists() and below_root.exists() else str(path)
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to fill that has a temporary name, and gets its own when that went well.
+
+    Raises:
+        JobError: there is something of that name, other than an empty folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise JobError(f"{folder} holds something already; choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def checkpoint_keys(path: str | Path, **hub: str | bool | None) -> set[str]:

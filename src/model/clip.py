@@ -9,7 +9,6 @@
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,13 +123,13 @@ class TransformersClip(Clip):
 
 
 class OpenClip(Clip):
-    """A model of open_clip, with its transform and tokeniser."""
+    """A model of open_clip, with its transform, its tokeniser, and its ``config`` (open_clip's ``model_cfg``)."""
 
     backend = "open_clip"
 
-    def __init__(self, path: str, model: nn.Module, transform: Any, tokenizer: Any):
+    def __init__(self, path: str, model: nn.Module, transform: Any, tokenizer: Any, config: dict[str, Any]):
         super().__init__(path, model)
-        self._transform, self._tokenizer = transform, tokenizer
+        self._transform, self.tokenizer, self.config = transform, tokenizer, config
 
     def preprocess(self, image: Image.Image) -> Tensor:
         return self._transform(image)
@@ -139,11 +138,11 @@ class OpenClip(Clip):
         return self.model.encode_image(pixel_values)
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
-        return self.model.encode_text(self._tokenizer(texts).to(self.device))
+        return self.model.encode_text(self.tokenizer(texts).to(self.device))
 
     def _settings(self) -> str:
-        probe = self._tokenizer(["Two planes, a runway: 12 % of it is grey."]).tolist()
-        return f"{self._transform} {type(self._tokenizer).__name__} {probe}"
+        probe = self.tokenizer(["Two planes, a runway: 12 % of it is grey."]).tolist()
+        return f"{self._transform} {type(self.tokenizer).__name__} {probe}"
 
 
 def load_clip(path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
@@ -164,7 +163,9 @@ def load_clip(path: str | Path, device: str = "auto", dtype: str | torch.dtype =
     if dtype == "auto":
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
     elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+        dtype = getattr(torch, dtype, dtype)
+        if not isinstance(dtype, torch.dtype):
+            raise JobError(f"unknown dtype {dtype!r}; such as float32 or bfloat16")
     name = str(path)
     if name.startswith(("open_clip:", "hf-hub:")) or Path(name).suffix in _CHECKPOINTS:
         return _load_open_clip(name, device, dtype)
@@ -178,8 +179,8 @@ def _load_transformers(path: str, device: str, dtype: Any) -> Clip:
     try:
         model, found = AutoModel.from_pretrained(path, dtype=dtype, output_loading_info=True)
         processor = AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise JobError(f"no CLIP model at {path!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of a damaged folder the library raises nearly anything
+        raise JobError(f"no CLIP model at {path!r}: {_reason(error)}") from error
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise JobError(f"{path!r} is a {type(model).__name__}, not a model of image and text features")
     if missing := sorted(found["missing_keys"]):
@@ -198,9 +199,15 @@ def _load_open_clip(name: str, device: str, dtype: Any) -> Clip:
             architecture, pretrained=weights, device=device, weights_only=True
         )
         tokenizer = open_clip.get_tokenizer(architecture)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise JobError(f"open_clip cannot load {name!r}: {str(error).splitlines()[0]}") from error
-    return OpenClip(name, model.to(dtype), transform, tokenizer)
+    except Exception as error:  # of a damaged file or odd settings the library raises nearly anything
+        raise JobError(f"open_clip cannot load {name!r}: {_reason(error)}") from error
+    return OpenClip(name, model.to(dtype), transform, tokenizer, open_clip.get_model_config(architecture))
+
+
+def _reason(error: Exception) -> str:
+    """The beginning of its text, on one line: several messages of the libraries have the names in later ones."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
 def _architecture(name: str, known: Sequence[str]) -> tuple[str, str | None]:
@@ -208,7 +215,6 @@ def _architecture(name: str, known: Sequence[str]) -> tuple[str, str | None]:
     if name.startswith("hf-hub:"):
         return name, None
     if Path(name).is_dir():
-        json.loads(Path(name, OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))
         return f"local-dir:{name}", None
     architecture, weights = "", name
     if name.startswith("open_clip:"):

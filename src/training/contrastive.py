@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from src.dataset.collate import PairEncoder, pad_right
 from src.model.qwen_reward import Qwen2Reward
+from src.training.clip_loss import contrastive_loss
 from src.training.grounding import GroundingHeads, stack_labels
 
 
@@ -70,15 +71,11 @@ class ContrastiveModel(nn.Module):
         tokens = self.backbone.encode_images(pixel_values, image_grid_thw)
         image = self.image_features(tokens)
         text = self.text_features(input_ids, attention_mask)
-        logits = self.log_scale.exp().clamp(max=100) * image @ text.T
-        own = torch.arange(len(image), device=logits.device)
-        same = text_of[: len(image), None] == text_of[None]
-        same[own, own] = False
-        logits = logits.masked_fill(same, float("-inf"))
-        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(image)].T, own)) / 2
+        scale = self.log_scale.exp().clamp(max=100)
+        loss = contrastive_loss(image, text, scale, text_of[: len(image), None] == text_of[None])
         if self.heads is not None and labels is not None:
             loss = loss + self.grounding_weight * self.heads(tokens, labels)[0]
-        return {"loss": loss, "logits": logits}
+        return {"loss": loss, "logits": scale * image @ text.T}
 
 
 @dataclass

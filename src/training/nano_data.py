@@ -17,6 +17,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from src.dataset.augment import turned_crop
 from src.dataset.images import open_image
 from src.dataset.records import DataSpec, read_records
 from src.dataset.scene_facts import RELATIONS, Facts, draw_facts
@@ -55,7 +56,7 @@ class SceneImages:
     objects: list[tuple[SceneObject, ...]]
 
 
-def load_real(path: str, text_column: str = "captions", label_column: str = "label") -> RealImages:
+def load_real(path: str, text_column: str = "captions", label_column: str | None = "label") -> RealImages:
     """Read a captioned data set into memory, leaving out records and captions that are no use (empty, only a dot)."""
     data = RealImages([], [], [])
     for record in tqdm(read_records(DataSpec(path, text_column=text_column, source_column=label_column)), "real"):
@@ -138,7 +139,7 @@ class NanoData(Dataset):
         image = self.real.pixels[i]
         chosen = _draw(rng, self.real.texts[i])
         if self.augment:
-            image = _augmented(image, rng)
+            image = turned_crop(image, rng)
         picture = Image.fromarray(image)
         if self.task == "contrastive":
             labels = no_labels(self.scenes.pixels.shape[1] // CELL)
@@ -195,16 +196,6 @@ class NanoData(Dataset):
 
 def _draw(rng: np.random.Generator, items: Sequence[str]) -> str:
     return items[int(rng.integers(len(items)))]
-
-
-def _augmented(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One of the eight turns and flips (north has no meaning in these captions) of a crop of 80 to 100 % a side."""
-    height, width = image.shape[:2]
-    share = rng.uniform(0.8, 1)
-    h, w = int(height * share), int(width * share)
-    y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    image = np.rot90(image[y : y + h, x : x + w], int(rng.integers(4)))
-    return np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image)
 
 
 def turned(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from src.dataset import arrow_writers
+from src.dataset import arrow_writers, saved_datasets
 from src.dataset.images import open_image
 from src.dataset.records import (
     DataSpec,
@@ -76,7 +76,7 @@ def test_splits_must_be_chosen(tmp_path, made):
 
 @pytest.mark.parametrize("shard_bytes", [1, 10**9])
 def test_kept_rows_load_with_all_features(tmp_path, made, shard_bytes, monkeypatch):
-    monkeypatch.setattr(arrow_writers, "_SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(saved_datasets, "SHARD_BYTES", shard_bytes)
     monkeypatch.setattr(arrow_writers, "_GROUP_ROWS", 1)
     monkeypatch.setattr("src.dataset.rows.BATCH_BYTES", 300)
     made.save_to_disk(tmp_path / "saved")

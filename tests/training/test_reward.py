@@ -14,7 +14,8 @@ from src.errors import JobError, RecordError
 from src.model.qwen_reward import Qwen2Reward
 from src.model.ranking import choice_loss, pairwise_loss, pooled_loss, ranking_loss
 from src.training.reward import PreferenceCollator, RewardTrainer, ranking_metrics
-from src.training.reward_config import Model, RewardConfig, make_trainable, resume_point, training_arguments
+from src.training.reward_config import Model, RewardConfig, make_trainable
+from src.training.run import resume_point, training_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = float("nan")
@@ -187,4 +188,4 @@ def test_resume_points(tmp_path):
     with pytest.raises(JobError, match="no checkpoint"):
         resume_point(RewardConfig(save_folder=str(tmp_path), load_path=str(tmp_path)))
     with pytest.raises(JobError, match="precision"):
-        training_arguments(RewardConfig(save_folder=str(tmp_path), precision="int8"), evaluates=False)
+        training_arguments(RewardConfig(save_folder=str(tmp_path), precision="int8"), best_by=None)
