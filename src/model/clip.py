@@ -9,6 +9,7 @@
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -142,7 +143,8 @@ class OpenClip(Clip):
 
     def _settings(self) -> str:
         probe = self.tokenizer(["Two planes, a runway: 12 % of it is grey."]).tolist()
-        return f"{self._transform} {type(self.tokenizer).__name__} {probe}"
+        steps = re.sub(r" at 0x[0-9a-f]+", "", str(self._transform))  # functions print where they happen to lie
+        return f"{steps} {type(self.tokenizer).__name__} {probe}"
 
 
 def load_clip(path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:

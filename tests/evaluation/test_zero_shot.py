@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +17,7 @@ from src.errors import JobError
 from src.evaluation.class_sets import find_sets, prompts_of, read_set, readable, set_name
 from src.evaluation.features import exact_unit
 from src.evaluation.zero_shot import class_vectors, classify, evaluate_class_folders, measure
-from src.model.clip import Clip, load_clip
+from src.model.clip import Clip, OpenClip, load_clip
 from tests.tiny_clip import save_tiny_clip
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "metrics" / "zeroshot.json").read_text())
@@ -198,6 +199,16 @@ def test_the_program_writes_a_result_and_a_picture_and_keeps_features(tiny, scen
     image.write_bytes(image.read_bytes() + b"\0")  # another size: another file
     with pytest.raises(AssertionError, match="kept"):
         clip_classification.main(flags)
+
+
+def test_a_fingerprint_tells_models_apart_and_holds_in_another_process(clip, tiny, tmp_path):
+    assert load_clip(tiny, device="cpu").fingerprint() == clip.fingerprint()
+    assert load_clip(tiny, device="cpu", dtype="bfloat16").fingerprint() != clip.fingerprint()
+    assert load_clip(save_tiny_clip(tmp_path, seed=1), device="cpu").fingerprint() != clip.fingerprint()
+    transform = open_clip.image_transform(32, is_train=False)
+    settings = OpenClip("x", clip.model, transform, open_clip.get_tokenizer("RN50"), {})._settings()
+    assert "convert_to_rgb" in settings
+    assert "0x" not in settings
 
 
 def test_the_program_names_what_is_wrong(tiny, scenes, tmp_path, capsys):
