@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import Compose
 
 from python_script import make_scenes
 from python_script.evaluation import clip_classification
@@ -205,9 +206,10 @@ def test_a_fingerprint_tells_models_apart_and_holds_in_another_process(clip, tin
     assert load_clip(tiny, device="cpu").fingerprint() == clip.fingerprint()
     assert load_clip(tiny, device="cpu", dtype="bfloat16").fingerprint() != clip.fingerprint()
     assert load_clip(save_tiny_clip(tmp_path, seed=1), device="cpu").fingerprint() != clip.fingerprint()
-    transform = open_clip.image_transform(32, is_train=False)
+    transform = Compose([read_set, open_clip.image_transform(32, is_train=False)])  # a function prints its address
     settings = OpenClip("x", clip.model, transform, open_clip.get_tokenizer("RN50"), {})._settings()
-    assert "convert_to_rgb" in settings
+    assert "read_set" in settings
+    assert "CenterCrop" in settings
     assert "0x" not in settings
 
 
