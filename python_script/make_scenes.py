@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--corrupt", type=float, default=0.5, help="share of scenes with corrupted captions, 0 to 1")
     parser.add_argument("--captions-per-image", type=int, default=1, help="rows of scenes.csv for each image")
+    parser.add_argument("--class-folders", action="store_true", help="write scenes_Image/<kind>/ instead of images/")
     parser.add_argument("--contact-sheet", action="store_true", help="also draw every kind several times")
     args = parser.parse_args(argv)
     if not 0 <= args.corrupt <= 1 or args.captions_per_image < 1 or args.size < 56:
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     order = np.random.Generator(np.random.PCG64([args.seed, 3])).permutation(args.count)
     corrupted = set(order[: round(args.corrupt * args.count)].tolist())
-    (args.output / "images").mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     with (
         (args.output / ".scenes.partial").open("w", newline="", encoding="utf-8") as table,
         (args.output / "annotations.jsonl").open("w", encoding="utf-8") as notes,
@@ -73,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         rows.writerow(("filename", "title", "scene", "corruption"))
         for index, seed in enumerate(tqdm(seeds, desc="scenes", unit="scene")):
             scene = make_scene(seed, size=args.size)
-            name = f"images/{seed:08d}.png"
+            name = f"scenes_Image/{scene.kind}/{seed:08d}.png" if args.class_folders else f"images/{seed:08d}.png"
+            (args.output / name).parent.mkdir(parents=True, exist_ok=True)
             (args.output / name).write_bytes(png_bytes(scene.image))
             texts = words(scene.facts, seed, index not in corrupted, args.captions_per_image)
             rows.writerows((name, text, scene.kind, kind) for text, kind in texts)

@@ -11,7 +11,7 @@ import pytest
 
 from python_script import benchmark, compare_subsets, convert_clip, export_subset, make_scenes, tally_subset
 from python_script.build_preference import BuildConfig
-from python_script.evaluation import reward_curves
+from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
@@ -33,8 +33,9 @@ SCHEMAS = {
     "train_reward.py": RewardConfig,
 }
 PARSERS = {
-    "benchmark.py": benchmark, "compare_subsets.py": compare_subsets, "convert_clip.py": convert_clip,
-    "export_subset.py": export_subset, "make_scenes.py": make_scenes, "reward_curves.py": reward_curves,
+    "benchmark.py": benchmark, "clip_classification.py": clip_classification, "compare_subsets.py": compare_subsets,
+    "convert_clip.py": convert_clip, "eval_retrieval.py": eval_retrieval, "export_subset.py": export_subset,
+    "make_scenes.py": make_scenes, "result_table.py": result_table, "reward_curves.py": reward_curves,
     "tally_subset.py": tally_subset,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.

@@ -9,13 +9,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 CAPTION_CHARS = 180
 
 
-def write_page(template: str, output: Path, facts: dict[str, Any], with_charts: bool) -> Path:
-    """Write the template beside this module, filled with ``facts``, to ``output`` and return its path.
+def write_page(
+    template: str, output: Path, facts: dict[str, Any], with_charts: bool, folder: Path | None = None
+) -> Path:
+    """Write the template beside this module, or in ``folder``, filled with ``facts``, to ``output``; return its path.
 
     The file appears under its name only when it is complete; ``with_charts`` adds the script that draws charts.
     """
     vega = vl_convert.javascript_bundle() if with_charts else ""  # type: ignore[call-arg]
-    page = _environment().get_template(template).render(**facts, vega=vega)
+    page = _environment(folder).get_template(template).render(**facts, vega=vega)
     partial = output.with_name(f".{output.name}.partial")
     partial.write_text(page, encoding="utf-8", errors="replace")
     return partial.replace(output)
@@ -26,9 +28,9 @@ def shorten(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:limit].rstrip()} … ({len(text):,} characters)"
 
 
-def _environment() -> Environment:
+def _environment(folder: Path | None) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([*([folder] if folder else []), Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -21,31 +21,47 @@ def points_of(results: Mapping[str, Mapping[str, Any]], table: str) -> list[dict
     ]
 
 
-def interval_dots(points: Sequence[Mapping[str, Any]], order: Sequence[str], colours: Mapping[str, str]) -> Any:
+def interval_dots(
+    points: Sequence[Mapping[str, Any]],
+    order: Sequence[str],
+    colours: Mapping[str, str],
+    chance: float | None = 0.5,
+    title: str = "accuracy",
+    legend: bool = True,
+    apart: bool = False,
+) -> Any:
     """Chart of accuracy, 0 to 1, by name: a dot with its 95 % interval for each of ``by``, and a line at chance.
 
     Args:
-        points: as of :func:`points_of`.
+        points: as of :func:`points_of`; further keys are shown where the mouse is.
         order: names from top to bottom.
         colours: of each of ``by``, in the order of the legend.
+        chance: where the line is; None: there is none.
+        title: of the axis.
+        legend: whether the colours are explained.
+        apart: whether each of ``by`` has a line of its own within that of a name.
     """
+    further = [key for key in (points[0] if points else ()) if key not in ("name", "by", "accuracy", "low", "high")]
     scale = alt.Scale(domain=list(colours), range=list(colours.values()))
     base = alt.Chart(alt.Data(values=points)).encode(
         y=alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, ticks=False, labelPadding=8)),
-        color=alt.Color("by:N", title=None, scale=scale),
+        color=alt.Color("by:N", title=None, scale=scale, legend=alt.Legend() if legend else None),
         tooltip=[
             "name:N",
             "by:N",
-            alt.Tooltip("accuracy:Q", format=".1%"),
-            alt.Tooltip("auc:Q", format=".3f"),
-            "pairs:Q",
+            *(alt.Tooltip(f"{key}:Q", format=".1%") for key in ("accuracy", "low", "high")),
+            *(alt.Tooltip(f"{key}:Q", format=".3f" if key == "auc" else ",") for key in further),
         ],
     )
-    across = alt.X("accuracy:Q", title="accuracy", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
+    if apart:
+        base = base.encode(yOffset=alt.YOffset("by:N", sort=list(colours)))
+    across = alt.X("accuracy:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
     dots = base.mark_circle(size=90, opacity=0.9).encode(x=across)
-    bars = base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=alt.X("low:Q", title="accuracy"), x2="high:Q")
-    chance = alt.Chart(alt.Data(values=[{"x": 0.5}])).mark_rule(strokeDash=[4, 4], color="#888").encode(x="x:Q")
-    return alt.layer(chance, bars, dots)
+    bars = base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=alt.X("low:Q", title=title), x2="high:Q")
+    if chance is None:
+        return alt.layer(bars, dots)
+    line = alt.Chart(alt.Data(values=[{"x": chance}])).mark_rule(strokeDash=[4, 4], color="#888").encode(x="x:Q")
+    return alt.layer(line, bars, dots)
 
 
 def save_page(chart: Any, target: Path) -> None:

@@ -8,6 +8,8 @@
 >>> clip.image_features(pixels) @ clip.text_features(["a river beside fields ."]).T
 """
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +23,7 @@ from transformers import AutoModel, AutoProcessor
 from src.errors import JobError
 from src.model.checkpoint import locate
 
+NANO_CLIP = "assets/nano/clip"  # ships with the project; found from any working directory
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
 
@@ -55,6 +58,15 @@ class Clip(ABC):
         """The factor of cosines in the model's logits (100 in OpenAI's models)."""
         return float(self.model.logit_scale.detach().exp())
 
+    def fingerprint(self) -> str:
+        """Digest of all that features depend on: weights and their type, preprocessing and tokeniser."""
+        digest = hashlib.blake2b(digest_size=12)
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(f"{self.backend} {self._settings()}".encode())
+        return digest.hexdigest()
+
     @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
         """An RGB image as the model's input, float32 (3, height, width). Safe in several threads."""
@@ -75,6 +87,10 @@ class Clip(ABC):
 
     @abstractmethod
     def _encode_texts(self, texts: list[str]) -> Tensor: ...
+
+    @abstractmethod
+    def _settings(self) -> str:
+        """What preprocessing and tokeniser do, as text."""
 
 
 class TransformersClip(Clip):
@@ -102,6 +118,10 @@ class TransformersClip(Clip):
         tokens = self.processor.tokenizer(texts, return_tensors="pt", **self._padding).to(self.device)
         return self.model.get_text_features(**{key: tokens[key] for key in self._keys}).pooler_output
 
+    def _settings(self) -> str:
+        words = sorted(self.processor.tokenizer.get_vocab().items())
+        return f"{self.processor.image_processor.to_json_string()} {words} {self._padding}"
+
 
 class OpenClip(Clip):
     """A model of open_clip, with its transform, its tokeniser, and its ``config`` (open_clip's ``model_cfg``)."""
@@ -120,6 +140,11 @@ class OpenClip(Clip):
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         return self.model.encode_text(self.tokenizer(texts).to(self.device))
+
+    def _settings(self) -> str:
+        probe = self.tokenizer(["Two planes, a runway: 12 % of it is grey."]).tolist()
+        steps = re.sub(r" at 0x[0-9a-f]+", "", str(self._transform))  # functions print where they happen to lie
+        return f"{steps} {type(self.tokenizer).__name__} {probe}"
 
 
 def load_clip(path: str | Path, device: str = "auto", dtype: str | torch.dtype = "auto") -> Clip:
