@@ -3,9 +3,11 @@
     python python_script/benchmark.py score [--answers 16] [--side 448] [--words 12] [--repeats 5] [--model PATH]
     python python_script/benchmark.py outside [--pairs 1024] [--batch 64] [--side 224]
     python python_script/benchmark.py select [--rows 5000000]
+    python python_script/benchmark.py score --shape 7b --answers 64
 
 score         N answers to one image: ``Scorer.score`` against the published best-of-N loop, which runs two
-              candidates a forward, each with its own copy of the image and the whole prompt.
+              candidates a forward, each with its own copy of the image and the whole prompt. With --shape, the same
+              for pairs of an image each on a GPU, in bfloat16, at a true size of Qwen2-VL with random weights.
 captions      several captions of each of several images: the same beside the published scoring loop.
 train_reward  one training step, preprocessing and gradients included: groups in packed rows, each image once, against
               the published form, a pair per rejected answer, each of its two conversations with the image.
@@ -16,11 +18,13 @@ quota         top 30 % of each class of a larger one: peak memory, as a share of
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from src.benchmark import jobs, pairs, selection, shapes, training
 from src.curation.scorer import NANO
 from src.errors import JobError
+
+Job = Callable[[argparse.Namespace], float]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,28 +35,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_argument("--repeats", type=int, default=5, help="timed runs of each (default 5)")
     common.add_argument("--model", default=NANO, help="score model (default: the embedded one)")
 
-    def entry(name, run, side=448, **help_options):
-        made = entries.add_parser(name, parents=[common], **help_options)
+    def entry(name: str, run: Job, what: str, side: int = 448) -> argparse.ArgumentParser:
+        made = entries.add_parser(name, parents=[common], help=what)
         made.add_argument("--side", type=int, default=side, help=f"image side, a multiple of 28 (default {side})")
         made.set_defaults(run=run)
         return made
 
-    score = entry(
-        "score", lambda args: (shapes.shape if args.shape else pairs.answers)(args), help="N answers to one image"
-    )
+    score = entry("score", pairs.answers, "N answers to one image")
     score.add_argument("--answers", type=int, default=16, help="candidates, or pairs with --shape (default 16)")
     shape_help = "random weights of this size of Qwen2-VL on a GPU, and an image of its own for each answer"
     score.add_argument("--shape", choices=shapes.SHAPES, help=shape_help)
-    captions = entry("captions", pairs.captions, help="several captions of each image")
+    captions = entry("captions", pairs.captions, "several captions of each image")
     captions.add_argument("--images", type=int, default=8, help="images (default 8)")
     captions.add_argument("--captions", type=int, default=5, help="captions of an image (default 5)")
-    train = entry("train_reward", training.step, help="one training step on preference groups")
+    train = entry("train_reward", training.step, "one training step on preference groups")
     train.add_argument("--groups", type=int, default=4, help="groups in a step (default 4)")
     train.add_argument("--rejected", type=int, default=4, help="rejected answers in a group (default 4)")
-    outside = entry("outside", jobs.outside, side=224, help="time of a scoring job outside the model")
+    outside = entry("outside", jobs.outside, "time of a scoring job outside the model", side=224)
     outside.add_argument("--pairs", type=int, default=1024, help="pairs, an image each (default 1024)")
     outside.add_argument("--batch", type=int, default=64, help="pairs in a batch (default 64)")
-    memory = entry("memory", jobs.memory, side=56, help="memory of a scoring job")
+    memory = entry("memory", jobs.memory, "memory of a scoring job", side=56)
     memory.add_argument("--few", type=int, default=2_000, help="records of the small job (default 2,000)")
     memory.add_argument("--many", type=int, default=20_000, help="records of the large job (default 20,000)")
     memory.add_argument("--images", type=int, default=64, help="images that the records share (default 64)")
@@ -69,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             made.add_argument("--files", type=int, default=1000, help="image files of the rows (default 1,000)")
             made.add_argument("--repeats", type=int, default=3, help="timed runs of each (default 3)")
     args = parser.parse_args(argv)
+    run = shapes.shape if getattr(args, "shape", None) else args.run
     try:
-        print(f"ratio {args.run(args):.2f}")
+        print(f"ratio {run(args):.2f}")
     except JobError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 

@@ -109,11 +109,10 @@ def outside(args: argparse.Namespace) -> float:
             shares.append((1 - spent["model"] / sum(spent.values()), spent))
     share, spent = sorted(shares, key=lambda pair: pair[0])[len(shares) // 2]
     wall = sum(spent.values())
-    print(
-        f"{args.pairs:,} pairs, {args.side}-px PNG and JPEG files, batches of {args.batch} pairs: {args.pairs / wall:.1f} pairs/s"
-    )
-    for part, what in PARTS.items():
-        print(f"{part:<10} {spent[part]:8.3f} s {spent[part] / wall:7.1%}  {what}")
+    what = f"{args.pairs:,} pairs, {args.side}-px PNG and JPEG files, batches of {args.batch} pairs"
+    print(f"{what}: {args.pairs / wall:.1f} pairs/s")
+    for part, means in PARTS.items():
+        print(f"{part:<10} {spent[part]:8.3f} s {spent[part] / wall:7.1%}  {means}")
     print(f"share of the time outside the model, median of {args.repeats} runs: {share:.1%}")
     return share
 
@@ -142,9 +141,7 @@ def memory(args: argparse.Namespace) -> float:
         with tempfile.TemporaryDirectory() as folder:
             data = write_noise(Path(folder), records, args)
             peaks.append(peak_memory(SCORE, [str(data), args.model, f"{folder}/out"]))
-        print(
-            f"{records:>8,} records ({args.format})  peak of resident memory {peaks[-1] / 2**20:,.0f} MiB", flush=True
-        )
+        print(f"{records:>8,} records ({args.format})  peak memory {peaks[-1] / 2**20:,.0f} MiB", flush=True)
     return peaks[1] / peaks[0]
 
 

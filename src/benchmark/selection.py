@@ -1,4 +1,4 @@
-"""Selection from large made score tables: beside the published loader, and its memory when every class has its quota."""
+"""Selection from large made score tables: beside the published loader, and its memory where each class has a quota."""
 
 import argparse
 import json

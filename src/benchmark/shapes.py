@@ -68,7 +68,8 @@ def pair_flops(config: Qwen2VLConfig, tokens: int, patches: int) -> float:
         tokens: of the chat text, image tokens included.
         patches: of its one image; four make an image token.
     """
-    vision, text = config.vision_config, config.get_text_config()
+    vision: Any = config.vision_config
+    text = config.get_text_config()
     width, merged = vision.embed_dim, vision.embed_dim * vision.spatial_merge_size**2
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     block = 2 * width * width * (4 + 2 * vision.mlp_ratio) + 4 * patches * width

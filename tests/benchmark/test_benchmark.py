@@ -44,7 +44,7 @@ def test_scores_that_differ_are_refused(capsys, monkeypatch):
 
 
 def test_time_outside_the_model_is_told_by_part(capsys):
-    share, printed = run(capsys, "outside", "--pairs", "300", "--repeats", "1")
+    share, printed = run(capsys, "outside", "--pairs", "192", "--repeats", "1")
     told = dict(re.findall(r"^(\w+) +[\d.]+ s +([\d.]+)%", printed, re.M))
     assert list(told) == list(PARTS)
     assert sum(map(float, told.values())) == pytest.approx(100, abs=0.5)
@@ -67,11 +67,11 @@ def test_a_part_within_a_part_has_its_own_time_alone():
 
 
 def test_memory_hardly_grows_with_the_records(capsys):
-    """A tenth of the records, or all: what grows with them would show as several times the small job's."""
+    """One window of pairs, or six of them."""
     tiny = ["--model", str(LEGACY / "checkpoint"), "--images", "8"]
-    ratio, printed = run(capsys, "memory", "--few", "300", "--many", "3000", *tiny)
+    ratio, printed = run(capsys, "memory", "--few", "260", "--many", "1560", *tiny)
     assert 0.7 < ratio <= 1.3
-    assert "3,000 records" in printed
+    assert "1,560 records" in printed
 
 
 def test_peak_memory_is_that_of_the_code_alone():
@@ -112,7 +112,7 @@ def test_operations_of_a_pair_are_those_that_torch_counts(side, text):
 
 @pytest.mark.parametrize(("name", "billions"), [("2b", 2.21), ("7b", 7.75)])
 def test_shapes_have_the_true_number_of_weights(name, billions):
-    """Qwen2-VL-2B has 2.21 billion weights; 7B has 8.29, of which 0.545 are the language model's head, not used here."""
+    """Qwen2-VL-2B has 2.21 billion weights; 7B has 8.29, of which 0.545 are a language-model head, not there here."""
     model = random_scorer(*SHAPES[name], "meta", torch.bfloat16, 448).model
     assert sum(weight.numel() for weight in model.parameters()) / 1e9 == pytest.approx(billions, abs=0.005)
 
