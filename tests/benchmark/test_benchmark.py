@@ -83,7 +83,7 @@ def test_peak_memory_is_that_of_the_code_alone():
 
 
 def test_selection_is_faster_than_the_published_loader(capsys):
-    """The program itself refuses another number of rows kept."""
+    """The program itself refuses another number of rows kept, or another lowest score."""
     ratio, _ = run(capsys, "select", "--rows", "200000", "--repeats", "1", "--files", "100")
     assert ratio >= 1.2
 
