@@ -26,12 +26,12 @@ from src.dataset.collate import Pair
 from src.dataset.files import absolute_path
 from src.dataset.records import (
     DataSpec,
+    Layout,
     Record,
-    count_records,
     file_fingerprint,
     input_fingerprint,
+    inspect,
     read_records,
-    resolve_root,
 )
 from src.errors import JobError
 from src.model.checkpoint import locate
@@ -64,12 +64,14 @@ class Job:
     """A data set to be scored into a folder, shard by shard; any process can score any shard.
 
     Attributes:
+        layout: what ``inspect`` says of ``spec``; it travels with the job, so that no process looks again.
         model_path: what the scorer is loaded from, for the record.
         records: rows of the data set, unusable ones included.
         shard_size: records in one part of the table.
     """
 
     spec: DataSpec
+    layout: Layout
     model_path: str
     output: Path
     records: int
@@ -80,7 +82,8 @@ class Job:
         """The job of scoring ``spec``, whose rows are counted. Raises JobError if it cannot be read."""
         if shard_size < 1:
             raise JobError(f"shard_size must be at least 1, not {shard_size}")
-        job = cls(spec, model_path, Path(output_dir), count_records(spec), shard_size)
+        layout = inspect(spec)
+        job = cls(spec, layout, model_path, Path(output_dir), layout.files.count_all(), shard_size)
         (job.output / "scores").mkdir(parents=True, exist_ok=True)
         return job
 
@@ -119,7 +122,7 @@ class Job:
         """
         if not starts:
             return 0
-        return _score_shards(self, scorer.rooted(resolve_root(self.spec)), sorted(starts), bar)
+        return _score_shards(self, scorer.rooted(self.layout.root), sorted(starts), bar)
 
     def run(self, load: Callable[[], Scorer]) -> Summary:
         """Score in this process what is open, with the scorer that ``load`` gives once the folder is held.
@@ -159,7 +162,7 @@ def run_job(spec: DataSpec, scorer: Scorer, model_path: str, output_dir: str | P
 
 def _score_shards(job: Job, scorer: Scorer, starts: Sequence[int], bar: tqdm | None) -> int:
     wanted, size = set(starts), job.shard_size
-    reading = read_records(job.spec, starts[0], starts[-1] + size)
+    reading = read_records(job.spec, starts[0], starts[-1] + size, job.layout)
     records = (r for r in reading if r.row - r.row % size in wanted)
     told: deque[list[Record]] = deque()
 

@@ -5,9 +5,9 @@
 >>> scorer.score([{"image": "harbour.jpg", "text": "ships beside a pier ."}])
 >>> scorer.score_candidates(["harbour.jpg"], "How many ships?", ["Two.", "Seven."])
 
-What makes it fast: an image is decoded and encoded once however many texts share it, off the main thread; texts that
-share images share the forward pass over their common prefix; batches are filled by a token budget after sorting by
-length; equal pairs are scored once.
+What makes it fast: an image is decoded and encoded once however many texts share it; images are
+decoded and texts tokenised in the background while the model works; texts that share images share the forward pass over
+their common prefix; batches are filled by a token budget after sorting by length; equal pairs are scored once.
 """
 
 import math
@@ -25,7 +25,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from src.chat import TEMPLATES, Template
-from src.curation.batching import score_rows
+from src.curation.batching import Row, score_rows
 from src.dataset.collate import EncodedImage, Pair, PairEncoder, pair_images
 from src.dataset.images import ImageLimits, ImageSource, image_key
 from src.errors import JobError, RecordError
@@ -34,6 +34,7 @@ from src.model.qwen_reward import Qwen2Reward
 
 NANO = "assets/nano/scorer"
 WINDOW = 256
+_AHEAD = 2  # windows in memory: the one that the model works on, and the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,25 +160,30 @@ class Scorer:
         return self.score({"images": images, "question": question, "text": answer} for answer in answers)
 
     def stream(self, windows: Iterable[Sequence[Pair]]) -> Iterator[list[Scored]]:
-        """Score window after window; the images of the next one are decoded while the model works on this one.
+        """Score window after window; the next one is decoded and tokenised while the model works on this one.
 
         Pairs of one window share images, prefixes and batches; nothing is shared across windows, so that a window's
         scores are the same, to the last bit, whatever came before it.
         """
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as pool:
-            ahead: deque[_Window] = deque()
+        with (
+            ThreadPoolExecutor(self.workers, thread_name_prefix="decode") as decoders,
+            ThreadPoolExecutor(1, thread_name_prefix="begin") as beginner,
+        ):
+            ahead: deque[Future[_Window]] = deque()
             try:
                 for pairs in windows:
-                    ahead.append(_Window(pairs, self.encoder, pool))
-                    if len(ahead) > 1:
+                    ahead.append(beginner.submit(_Window, pairs, self.encoder, decoders))
+                    if len(ahead) == _AHEAD:
                         yield self._score_window(ahead.popleft())
                 while ahead:
                     yield self._score_window(ahead.popleft())
             finally:
-                pool.shutdown(cancel_futures=True)
+                decoders.shutdown(cancel_futures=True)
+                beginner.shutdown(cancel_futures=True)
 
-    def _score_window(self, window: "_Window") -> list[Scored]:
-        rows = window.rows(self.encoder)
+    def _score_window(self, coming: "Future[_Window]") -> list[Scored]:
+        window = coming.result()
+        rows = window.rows.result()
         pad_id = self.encoder.processor.tokenizer.pad_token_id
         with torch.inference_mode():
             scores = score_rows(self.model, window.images, rows, pad_id, self.token_budget)
@@ -185,12 +191,16 @@ class Scorer:
 
 
 class _Window:
-    """The pairs that are scored together, with their images decoding in the background."""
+    """The pairs that are scored together, being decoded and tokenised in the background.
 
-    def __init__(self, pairs: Sequence[Pair], encoder: PairEncoder, pool: ThreadPoolExecutor):
-        self.pairs = pairs
+    Attributes:
+        rows: the distinct (image keys, token ids) to be scored.
+        images: those that can be used, by key; all there once ``rows`` is done.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], encoder: PairEncoder, decoders: ThreadPoolExecutor):
         self.keys: list[tuple[str, ...] | RecordError] = []
-        self._futures: dict[str, Future[EncodedImage]] = {}
+        futures: dict[str, Future[EncodedImage]] = {}
         for pair in pairs:
             try:
                 sources = pair_images(pair)
@@ -200,21 +210,24 @@ class _Window:
                 continue
             self.keys.append(keys)
             for key, source in zip(keys, sources, strict=True):
-                if key not in self._futures:
-                    self._futures[key] = pool.submit(encoder.image, source)
+                if key not in futures:
+                    futures[key] = decoders.submit(encoder.image, source)
         self.images: dict[str, EncodedImage] = {}
         self._row_of: list[int | RecordError] = []
+        # In the queue behind its images, it waits for those that other threads have in hand and for nothing else.
+        self.rows = decoders.submit(self._tokenise, pairs, encoder, futures)
 
-    def rows(self, encoder: PairEncoder) -> list[tuple[tuple[str, ...], list[int]]]:
-        """Wait for the images, tokenise, and return the distinct (image keys, token ids) to be scored."""
+    def _tokenise(
+        self, pairs: Sequence[Pair], encoder: PairEncoder, futures: Mapping[str, Future[EncodedImage]]
+    ) -> list[Row]:
         broken: dict[str, RecordError] = {}
-        for key, future in self._futures.items():
+        for key, future in futures.items():
             try:
                 self.images[key] = future.result()
             except RecordError as error:
                 broken[key] = error
         prompts: list[str | RecordError] = []
-        for pair, keys in zip(self.pairs, self.keys, strict=True):
+        for pair, keys in zip(pairs, self.keys, strict=True):
             try:
                 if isinstance(keys, RecordError):
                     raise keys

@@ -24,11 +24,13 @@ from src.errors import RecordError
 
 __all__ = [
     "DataSpec",
+    "Layout",
     "Record",
     "Turn",
     "count_records",
     "file_fingerprint",
     "input_fingerprint",
+    "inspect",
     "pick_records",
     "read_records",
     "resolve_root",
@@ -114,18 +116,22 @@ def file_fingerprint(path: Path, whole: int | None = None, blocks: int = 64) -> 
     return {"name": path.name, "bytes": size, "blake2b": digest.hexdigest()}
 
 
-def read_records(spec: DataSpec, start: int = 0, stop: int | None = None) -> Iterator[Record]:
+def read_records(
+    spec: DataSpec, start: int = 0, stop: int | None = None, layout: Layout | None = None
+) -> Iterator[Record]:
     """Read the records of rows ``start`` to ``stop`` (excluded), the same ones whatever the range.
 
     Memory does not depend on the size of the data, but for 8 bytes a row when ``id_column`` is given; the ids are
     then read once before the first record. All formats but Parquet, saved data sets and tars read on from the
     beginning of the file in which the range starts, and count the rows of the files before it.
 
+    Args:
+        layout: what ``inspect(spec)`` said, to spare another look at the files and the counting that it has seen.
+
     Raises:
         JobError: at the call as ``inspect``; while reading when the rest of the file cannot be read.
     """
-    layout = inspect(spec)
-    return _records(spec, layout, start, stop)
+    return _records(spec, layout or inspect(spec), start, stop)
 
 
 def pick_records(spec: DataSpec, wanted: Iterable[int]) -> Iterator[Record]:

@@ -1,7 +1,7 @@
 """Where a data set is, what its columns mean, and the checks before work on it starts."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +45,15 @@ TAR_CAPTIONS = ("txt", "caption", "text", "title")  # members or JSON keys, the 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a look at the files settles: which they are, whether they hold conversations or images, their columns."""
+    """What a look at the files settles: which they are, whether they hold conversations or images, their columns.
+
+    Attributes:
+        root: the ``root`` with which ``open_image`` is to open images of this data set: the image root given, else
+            the folder of the data; paths elsewhere need an ``image_root`` that holds them.
+    """
 
     files: DataFiles
+    root: Path
     conversations: bool
     image_column: str
     text_column: str
@@ -68,11 +74,17 @@ def inspect(spec: DataSpec) -> Layout:
     if first is None:
         raise JobError(f"{spec.path} holds no records")
     path = files.paths[first[0]]
-    present = rows.column_names(path)
-    layout = _layout(spec, files, present, rows.arrow_schema(path))
+    expected = _look(path)
+    layout = _layout(spec, files, *expected)
     for other in files.paths:
-        _check_columns(other, spec, layout, path, present)
+        _check_columns(other, spec, layout, path, expected)
     return layout
+
+
+def _look(path: Path, enough: Collection[str] | None = None) -> tuple[list[str], pa.Schema | None]:
+    """The names of the columns, as ``rows.column_names``, and the schema, if the format has one; it is read once."""
+    schema = rows.arrow_schema(path)
+    return (rows.column_names(path, enough) if schema is None else list(schema.names)), schema
 
 
 def _layout(spec: DataSpec, files: DataFiles, present: list[str], schema: pa.Schema | None) -> Layout:
@@ -93,16 +105,19 @@ def _layout(spec: DataSpec, files: DataFiles, present: list[str], schema: pa.Sch
     )
     if files.suffix == ".tar" and text_column == DataSpec.text_column:
         text_column = next((name for name in TAR_CAPTIONS if name in present), text_column)
-    return Layout(files, conversations, image_column, text_column, encoded(image_column))
+    root = Path(spec.image_root) if spec.image_root is not None else files.folder
+    return Layout(files, root, conversations, image_column, text_column, encoded(image_column))
 
 
-def _check_columns(path: Path, spec: DataSpec, layout: Layout, first: Path, expected: list[str]) -> None:
+def _check_columns(
+    path: Path, spec: DataSpec, layout: Layout, first: Path, expected: tuple[list[str], pa.Schema | None]
+) -> None:
     """Refuse a file that lacks a column which is used, has one of a wrong type, or another header than the first."""
     optional = [spec.id_column, spec.source_column] + ([] if layout.conversations else [spec.question_column])
     used = [column for column in optional if column is not None]
     if not layout.conversations:
         used += [layout.image_column, layout.text_column]
-    present = expected if path == first else rows.column_names(path, enough=used)
+    present, schema = expected if path == first else _look(path, enough=used)
     keyed = layout.files.suffix in (".json", ".jsonl", ".tar")  # whose objects need not all have the same keys
     if keyed and not present and path != first:
         return  # no objects, or none in its first rows that can be read
@@ -110,21 +125,16 @@ def _check_columns(path: Path, spec: DataSpec, layout: Layout, first: Path, expe
         _require(column, present, path)
     if layout.conversations and not any(key in present for key in CONVERSATION_KEYS):
         raise JobError(f"{path} holds no conversations, but {first} does")
-    if not keyed and (differing := sorted({*expected} ^ {*present})):
+    if not keyed and (differing := sorted({*expected[0]} ^ {*present})):
         raise JobError(f"{path} has not the same columns as {first}: {', '.join(map(repr, differing))} differ")
-    schema = rows.arrow_schema(path)
     if schema is not None:
         _require_type(schema, layout.text_column, path, pa.types.is_null, _is_text)
         _require_type(schema, layout.image_column, path, pa.types.is_null, _is_text, _holds_bytes)
 
 
 def resolve_root(spec: DataSpec) -> Path:
-    """The ``root`` with which ``open_image`` is to open images of this data set. Raises JobError as ``inspect``.
-
-    Without ``image_root`` it is the folder of the data; paths elsewhere need an ``image_root`` that holds them.
-    """
-    layout = inspect(spec)
-    return Path(spec.image_root) if spec.image_root is not None else layout.files.folder
+    """The ``root`` of ``inspect(spec)``. Raises JobError as it does."""
+    return inspect(spec).root
 
 
 def _require(column: str, present: list[str], path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -228,6 +229,21 @@ def test_only_the_shards_asked_for_are_looked_at(tmp_path, many, tiny_scorer, mo
     monkeypatch.setattr(job, "is_whole", lambda path: seen.append(path.name) or original(path))
     assert begun.open_shards([16, 32]) == [32]
     assert seen == ["part-0000000016.parquet", "part-0000000032.parquet"]
+
+
+def test_a_data_set_is_looked_at_once_a_job(tmp_path, pictures, tiny_scorer, monkeypatch):
+    """Not by every process and every run of shards again: the job, pickled or not, takes with it what it found."""
+    for name in "abc":
+        write_csv(pictures / f"{name}.csv", [(f"{name}.png", f"text {number}") for number in range(3)])
+    begun = pickle.loads(pickle.dumps(job.Job.of(DataSpec(f"{pictures}/?.csv"), MODEL, tmp_path / "out", 2)))
+    looks = []
+    monkeypatch.setattr("src.dataset.rows.count_rows", looks.append)
+    for module in ("src.dataset.spec", "src.dataset.records", "src.curation.job"):
+        monkeypatch.setattr(f"{module}.inspect", looks.append)
+    for start in begun.open_shards():
+        assert begun.score(tiny_scorer, [start]) == 0
+    assert begun.finish().ok == 9
+    assert looks == []
 
 
 def test_two_jobs_on_one_folder_and_a_full_disk(tmp_path, many, tiny_scorer, monkeypatch):

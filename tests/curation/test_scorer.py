@@ -1,6 +1,7 @@
 """A score depends on the pair, the weights, the template and the position scheme, and on nothing else."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor
 
 from src.chat import pair_messages, render, turn_messages
+from src.curation import scorer as scorer_module
 from src.curation.scorer import Scorer
+from src.dataset.collate import PairEncoder
 from src.errors import JobError, RecordError
 from tests.conftest import LEGACY
 
@@ -72,6 +75,28 @@ def test_an_image_is_encoded_once_however_many_texts_share_it(tiny_scorer, monke
     data = Path(IMAGES[0]).read_bytes()
     tiny_scorer.score([{"image": data, "text": f"caption {i}"} for i in range(7)] + [{"image": IMAGES[1], "text": "x"}])
     assert sum(encoded) == 2
+
+
+def test_the_next_window_is_decoded_and_tokenised_while_the_model_works(tiny_scorer, monkeypatch):
+    tokenised = [threading.Event() for _ in range(3)]
+    waiting, original, tokens = iter(tokenised), scorer_module.score_rows, PairEncoder.token_ids
+    worked = []
+
+    def token_ids(encoder, prompts):
+        found = tokens(encoder, prompts)
+        next(waiting).set()
+        return found
+
+    def score_rows(model, images, rows, *rest):
+        following = min(len(worked) + 1, 2)
+        worked.append(tokenised[following].wait(30) and not any(later.is_set() for later in tokenised[following + 1 :]))
+        return original(model, images, rows, *rest)
+
+    monkeypatch.setattr(PairEncoder, "token_ids", token_ids)
+    monkeypatch.setattr(scorer_module, "score_rows", score_rows)
+    windows = [[{"image": IMAGES[0], "text": f"caption {number}"}] for number in range(3)]
+    assert [len(results) for results in tiny_scorer.stream(windows)] == [1, 1, 1]
+    assert worked == [True, True, True]
 
 
 @pytest.mark.parametrize("backend", ["torchvision", "pil"])

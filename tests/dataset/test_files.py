@@ -13,6 +13,7 @@ from src.dataset.records import (
     DataSpec,
     count_records,
     input_fingerprint,
+    inspect,
     pick_records,
     read_records,
     resolve_root,
@@ -151,6 +152,16 @@ def test_types_that_cannot_be_are_named_with_their_file(tmp_path):
     pq.write_table(pa.table({"filename": ["a"], "title": [3]}), tmp_path / "b.parquet")
     with pytest.raises(JobError, match=r"'title' holds int64 in .*b\.parquet"):
         read_records(DataSpec(str(tmp_path)))
+
+
+def test_the_schema_of_a_file_is_read_once(tmp_path, monkeypatch):
+    for name in "abc":
+        pq.write_table(pa.table({"filename": ["a"], "title": ["t"]}), tmp_path / f"{name}.parquet")
+    read = []
+    original = rows.arrow_schema
+    monkeypatch.setattr(rows, "arrow_schema", lambda path: read.append(path.name) or original(path))
+    assert inspect(DataSpec(str(tmp_path))).root == tmp_path
+    assert read == ["a.parquet", "b.parquet", "c.parquet"]
 
 
 def test_files_without_rows_are_fine(tmp_path):
