@@ -11,6 +11,7 @@
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers import CLIPModel, CLIPProcessor, set_seed
 
 from src.config import run_program
 from src.errors import JobError
+from src.evaluation.zero_shot import evaluate_class_folders
 from src.model.clip import OpenClip, TransformersClip, load_clip
 from src.model.clip_layouts import to_transformers
 from src.model.nano import prefer_fast_attention
@@ -34,7 +36,9 @@ def main(config: ClipConfig) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     checkpoint, out = resume_point(config), Path(config.save_folder)
     set_up_wandb(config)
-    arguments = training_arguments(config, None, dataloader_num_workers=config.data.num_workers)
+    sets = _class_sets(config.data.val_data_path)
+    best_by = "eval_top1" if sets else None
+    arguments = training_arguments(config, best_by, dataloader_num_workers=config.data.num_workers)
     set_seed(config.seed)
     model, processor = _model(config.model.model_name)
     model.set_attn_implementation(config.model.attn_implementation)
@@ -55,9 +59,12 @@ def main(config: ClipConfig) -> None:
         processing_class=processor,
         local_loss=config.loss.local,
         chunk=config.loss.chunk,
+        evaluate_with=partial(_zero_shot, processor, sets, config.device_eval_batch_size) if sets else None,
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = {"train_pairs_per_second": result.metrics["train_samples_per_second"]}
+    if sets:
+        metrics |= trainer.evaluate()
     trainer.save_final(out / "final", getattr(torch, config.model.save_dtype))
     if trainer.is_world_process_zero():
         (out / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
@@ -74,6 +81,29 @@ def _model(path: str) -> tuple[CLIPModel, CLIPProcessor]:
     if not isinstance(clip.model, CLIPModel):
         raise JobError(f"model.model_name: {path!r} is a {type(clip.model).__name__}; a CLIPModel is wanted")
     return clip.model, clip.processor
+
+
+def _class_sets(folder: str | None) -> list[Path]:
+    """The class folders ``*_Image`` of a folder, or that folder itself if it is one."""
+    if folder is None:
+        return []
+    here = Path(folder)
+    sets = [here] if here.name.endswith("_Image") else sorted(path for path in here.glob("*_Image") if path.is_dir())
+    if not sets:
+        raise JobError(f"data.val_data_path: {folder} has no class folders named *_Image")
+    return sets
+
+
+def _zero_shot(processor: CLIPProcessor, sets: list[Path], batch_size: int, model: CLIPModel) -> dict[str, float]:
+    """Top-1 and top-5 of every set, and the mean of top-1 over sets."""
+    clip, found = TransformersClip("training", model, processor), {}
+    for folder in sets:
+        result = evaluate_class_folders(clip, folder, batch_size=batch_size, progress=False)
+        for name in ("top1", "top5"):
+            if (value := result.metrics[name]["value"]) is not None:
+                found[f"clip_cls_{result.set}_{name}"] = value
+    top1 = [value for name, value in found.items() if name.endswith("top1")]
+    return {"top1": sum(top1) / len(top1), **found}
 
 
 if __name__ == "__main__":

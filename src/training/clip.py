@@ -43,6 +43,8 @@ class ClipTrainer(Trainer):
         **kwargs: Any,
     ):
         self.local_loss, self.chunk, self.evaluate_with = local_loss, chunk, evaluate_with
+        if evaluate_with is not None:
+            kwargs["eval_dataset"] = []  # Trainer asks for one wherever it is to evaluate; evaluate() has no use for it
         super().__init__(*args, **kwargs)
         if chunk is not None and self.is_deepspeed_enabled:
             raise JobError("loss.chunk does not work under DeepSpeed; use DDP (config/accelerate/ddp.yaml)")
@@ -96,7 +98,8 @@ class ClipTrainer(Trainer):
         """Measure the model on the main process, tell all, and log it."""
         found: list[Any] = [None]
         if self.is_world_process_zero() and self.evaluate_with is not None:
-            model = self.accelerator.unwrap_model(self.model).eval()
+            model: Any = self.accelerator.unwrap_model(self.model)
+            model = model.base_model.model if isinstance(model, PeftModel) else model
             found = [{f"{metric_key_prefix}_{name}": value for name, value in self.evaluate_with(model).items()}]
         if self.args.world_size > 1:
             broadcast_object_list(found)
