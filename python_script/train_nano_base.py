@@ -65,8 +65,8 @@ def main(config: NanoConfig) -> None:
     if config.matching.steps:
         data = _draws("preference", config, config.matching, real, scenes, rejected=config.matching.rejected)
         val = {
-            "real": NanoData("preference", 1000, 7, *held, real_share=1, same_class=0, clean_only=True, augment=False),
-            "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8, twins=0),
+            "real": NanoData("preference", 1000, 7, *held, 1, same_class=0, clean_only=True, augment=False, bare=0),
+            "scenes": NanoData("preference", 500, 7, *held, real_share=0, rejected=8, twins=0, bare=0),
         }
         trainer = RewardTrainer(
             model,

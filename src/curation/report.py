@@ -64,6 +64,7 @@ def write_report(scores_dir: str | Path, subset: str | Path, output: str | Path,
             width::DOUBLE * height / 1e6 AS megapixels, coalesce(source, '') AS source,
             kept_pairs.id IS NOT NULL AS kept FROM scores LEFT JOIN kept_pairs USING (row, text_index)"""
         )
+        correlations = {name: _correlation(db, name) for name in ("text_chars", "megapixels")}
         content = {
             "rule": facts,
             "rule_text": rule_text(rule),
@@ -73,14 +74,15 @@ def write_report(scores_dir: str | Path, subset: str | Path, output: str | Path,
             "made": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
             "command": _command(scores_dir, Path(subset).parent, rule),
             "sample_points": POINTS,
-            "correlations": {name: _correlation(db, name) for name in ("text_chars", "megapixels")},
+            "correlations": correlations,
             "sources": kept_by_source(db, facts["cut"]),
             "errors": _errors(db),
             "groups": galleries(db, spec, groups, gallery) if gallery else [],
+            # a chart of what does not vary would be a line of dots
             "charts": {
                 "histogram": score_histogram(db, cut),
-                "length": score_by_length(db, cut),
-                "size": score_by_size(db, cut),
+                **({} if correlations["text_chars"] is None else {"length": score_by_length(db, cut)}),
+                **({} if correlations["megapixels"] is None else {"size": score_by_size(db, cut)}),
             },
         }
     return write_page("report.html.j2", output, content, with_charts=True)

@@ -50,7 +50,9 @@ def test_page_asks_the_network_for_nothing(tmp_path):
 
 def test_hostile_text_is_shown_as_text(tmp_path):
     attack = "</figcaption><script>alert('x')</script>\"><img src=x onerror=alert(1)>"
-    rows = [pair(n, float(n), source=attack, id=f"{attack}{n}") for n in range(4)] + [failed(4) | {"error": attack}]
+    rows = [pair(n, float(n), source=attack, id=f"{attack}{n}", text_chars=n + 1) for n in range(4)] + [
+        failed(4) | {"error": attack}
+    ]
     page = report(tmp_path, rows, [attack] * 5)
     assert page.count("<script") == 3
     assert "<img src=x" not in page
@@ -95,6 +97,7 @@ def test_equal_scores_still_draw(tmp_path):
     bars = chart_values(charts(page)["histogram"])[0]
     assert [(bar["state"], bar["pairs"]) for bar in bars] == [("dropped", 4), ("kept", 4)]
     assert "One of the two does not vary." in page
+    assert list(charts(page)) == ["histogram"]
 
 
 def test_sample_of_points_is_bounded_and_does_not_depend_on_the_order_of_rows(tmp_path):
