@@ -11,6 +11,7 @@ score         N answers to one image: ``Scorer.score`` against the published bes
 captions      several captions of each of several images: the same beside the published scoring loop.
 train_reward  one training step, preprocessing and gradients included: groups in packed rows, each image once, against
               the published form, a pair per rejected answer, each of its two conversations with the image.
+clip          one training step of CLIP, decoding included, against the plain loop with transformers' own loss.
 outside       a whole scoring job on files of made scenes: the share of its time that is spent outside the model.
 memory        whole scoring jobs on few and on many records: how many times as much memory many take, at most.
 select        top 30 % of a large score table, against the published loader, which looks for each image and sorts.
@@ -20,9 +21,10 @@ quota         top 30 % of each class of a larger one: peak memory, as a share of
 import argparse
 from collections.abc import Callable, Sequence
 
-from src.benchmark import jobs, pairs, selection, shapes, training
+from src.benchmark import clip, jobs, pairs, selection, shapes, training
 from src.curation.scorer import NANO
 from src.errors import JobError
+from src.model.clip import NANO_CLIP
 
 Job = Callable[[argparse.Namespace], float]
 
@@ -51,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = entry("train_reward", training.step, "one training step on preference groups")
     train.add_argument("--groups", type=int, default=4, help="groups in a step (default 4)")
     train.add_argument("--rejected", type=int, default=4, help="rejected answers in a group (default 4)")
+    contrast = entry("clip", clip.step, "one training step of CLIP", side=224)
+    contrast.add_argument("--batch", type=int, default=128, help="pairs in a step (default 128)")
+    contrast.add_argument("--captions", type=int, default=1, help="pairs that share an image (default 1)")
+    contrast.set_defaults(model=NANO_CLIP)
     outside = entry("outside", jobs.outside, "time of a scoring job outside the model", side=224)
     outside.add_argument("--pairs", type=int, default=1024, help="pairs, an image each (default 1024)")
     outside.add_argument("--batch", type=int, default=64, help="pairs in a batch (default 64)")

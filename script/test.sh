@@ -23,4 +23,6 @@ step() {
 step ruff check .
 step ruff format --check .
 step mypy
-step pytest "$@"
+# Two processes by default, a file of tests at a time; most tests wait for programs that they start.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+step pytest -n "${TEST_PROCESSES:-2}" --dist loadfile "$@"

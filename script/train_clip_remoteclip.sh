@@ -25,7 +25,7 @@ keys=() launcher=(python)
 if [[ -z "${MODEL_PATH:-}" ]]; then
     CONFIG_PATH="${CONFIG_PATH:-$SCORERS_ROOT/config/nano/clip_training.yaml}"
     if [[ -z "${CSV_PATH:-}${SUBSET:-}" ]]; then
-        scenes=output/clip_scenes
+        scenes=output/nano_clip_scenes
         if [[ ! -f "$scenes/pairs.parquet" ]]; then
             python "$SCORERS_ROOT/python_script/make_nano_clip.py" --output "$scenes" --scenes "${SCENES:-2000}"
         fi

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from python_script import benchmark, compare_subsets, convert_clip, export_subset, make_scenes, tally_subset
+from python_script import (
+    benchmark,
+    compare_subsets,
+    convert_clip,
+    export_subset,
+    make_nano_clip,
+    make_scenes,
+    tally_subset,
+)
 from python_script.build_preference import BuildConfig
 from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves
 from python_script.evaluation.reward_accuracy import AccuracyConfig
@@ -17,6 +25,7 @@ from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import load_config
+from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
 
@@ -29,18 +38,21 @@ SCHEMAS = {
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
     "select_subset.py": SelectConfig,
+    "train_clip.py": ClipConfig,
     "train_nano_base.py": NanoConfig,
     "train_reward.py": RewardConfig,
 }
 PARSERS = {
     "benchmark.py": benchmark, "clip_classification.py": clip_classification, "compare_subsets.py": compare_subsets,
     "convert_clip.py": convert_clip, "eval_retrieval.py": eval_retrieval, "export_subset.py": export_subset,
-    "make_scenes.py": make_scenes, "result_table.py": result_table, "reward_curves.py": reward_curves,
+    "make_nano_clip.py": make_nano_clip, "make_scenes.py": make_scenes, "result_table.py": result_table,
+    "reward_curves.py": reward_curves,
     "tally_subset.py": tally_subset,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {
     "script/score_dataset.sh": "python_script/score_dataset.py",
+    "script/train_clip_remoteclip.sh": "python_script/train_clip.py",
     "script/train_reward_first_stage.sh": "python_script/train_reward.py",
     "script/train_reward_second_stage.sh": "python_script/train_reward.py",
     "script/train_reward_third_stage.sh": "python_script/train_reward.py",
@@ -71,6 +83,8 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
         paths = [argument for argument in arguments if "=" not in argument]
         if name == "train_reward.py":
             paths = paths or ["config/reward_training_stage2.yaml"]
+        elif name == "train_clip.py":
+            paths = paths or ["config/clip_training_remoteclip.yaml"]
         assert len(paths) <= 1
         load_config(SCHEMAS[name], ROOT / paths[0] if paths else None, [a for a in arguments if "=" in a])
     elif name in PARSERS:

@@ -58,7 +58,7 @@ class ClipTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Loss of one micro-batch, encoded at once."""
-        image, text = _encode(model, inputs)
+        image, text = encode(model, inputs)
         loss = self._loss(image, text, self._log_scale(model), inputs["groups"])
         return (loss, {"image": image, "text": text}) if return_outputs else loss
 
@@ -70,16 +70,18 @@ class ClipTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         rows = torch.arange(len(inputs["input_ids"]), device=inputs["input_ids"].device).split(self.chunk)
 
-        def encode(number: int) -> tuple[Tensor, Tensor]:
+        def one_chunk(number: int) -> tuple[Tensor, Tensor]:
             with self.compute_loss_context_manager():
-                return _encode(model, _part(inputs, rows[number]))
+                return encode(model, _part(inputs, rows[number]))
 
         def loss_of(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
             found = self._loss(image, text, log_scale, inputs["groups"])
             return found / self.current_gradient_accumulation_steps
 
         unsynced = getattr(model, "no_sync", nullcontext)
-        return cached_backward(encode, len(rows), loss_of, self._log_scale(model), self.accelerator.backward, unsynced)
+        return cached_backward(
+            one_chunk, len(rows), loss_of, self._log_scale(model), self.accelerator.backward, unsynced
+        )
 
     def _loss(self, image: Tensor, text: Tensor, log_scale: Tensor, groups: Tensor) -> Tensor:
         scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
@@ -129,7 +131,7 @@ class ClampScale(TrainerCallback):
             model.logit_scale.clamp_(0, MAX_LOG_SCALE)
 
 
-def _encode(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def encode(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Unit features of a batch's pairs; an image that several pairs share is encoded once."""
     keys = ("input_ids", "attention_mask", "pixel_values")
     outputs = model(**{key: inputs[key] for key in keys})

@@ -225,3 +225,30 @@ def test_a_run_goes_on_where_it_stopped_and_its_model_loads(scenes, one, tmp_pat
     model, processor = CLIPModel.from_pretrained(out / "final"), CLIPProcessor.from_pretrained(out / "final")
     inputs = processor(text=["a lake"], images=[Image.new("RGB", (40, 50))], return_tensors="pt", padding=True)
     assert model(**inputs).logits_per_image.shape == (1, 1)
+
+
+@pytest.mark.slow
+def test_the_script_trains_and_the_best_checkpoint_is_chosen_by_zero_shot_accuracy(scenes, tmp_path):
+    for seed in range(12):
+        scene = make_scene(seed, size=48)
+        (folder := tmp_path / "val" / "scenes_Image" / scene.facts.kind).mkdir(parents=True, exist_ok=True)
+        scene.image.save(folder / f"{seed}.png")
+    settings = {
+        "CSV_PATH": scenes / "pairs.csv", "IMAGE_COLUMN": "filename", "TARGET_COLUMN": "title", "NUM_PROCESSES": 1,
+        "VAL_DATA_PATH": tmp_path / "val", "OUTPUT_DIR": tmp_path / "out", "FILTER_RECORD": "true",
+        "SAVE_TOP_PERCENT": 0.5, "OMP_NUM_THREADS": 1,
+    }  # fmt: skip
+    keys = [
+        f"model.model_name={scenes / 'start'}", f"data.cache_dir={tmp_path / 'cache'}", "run_strategy=step",
+        "run_duration=4", "checkpoint.save_strategy=step", "checkpoint.save_interval=2", "device_train_batch_size=8",
+        "precision=fp32", "data.num_workers=0",
+    ]  # fmt: skip
+    env = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+    command = ["bash", "script/train_clip_remoteclip.sh", *keys]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "40 rows of 80 by clip_score" in done.stdout
+    measured = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    on_the_way = [entry["eval_clip_cls_scenes_top1"] for entry in history if "eval_clip_cls_scenes_top1" in entry][:2]
+    assert measured["eval_clip_cls_scenes_top1"] == max(on_the_way)
