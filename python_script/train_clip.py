@@ -9,7 +9,6 @@
 ``history.json``.
 """
 
-import json
 import logging
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from src.model.nano import prefer_fast_attention
 from src.training.clip import ClipTrainer
 from src.training.clip_config import ClipConfig, make_trainable
 from src.training.clip_data import ClipCollator, load_pairs
-from src.training.run import resume_point, set_up_wandb, training_arguments
+from src.training.run import resume_point, set_up_wandb, training_arguments, write_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,11 +65,7 @@ def main(config: ClipConfig) -> None:
     if sets:
         metrics |= trainer.evaluate()
     trainer.save_final(out / "final", getattr(torch, config.model.save_dtype))
-    if trainer.is_world_process_zero():
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-        (out / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
-        print(json.dumps(metrics, indent=2))
-        print(f"model: {out / 'final'}")
+    write_outcome(trainer, out, metrics)
 
 
 def _model(path: str) -> tuple[CLIPModel, CLIPProcessor]:

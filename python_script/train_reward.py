@@ -7,7 +7,6 @@
 (the best model, a folder for ``Scorer.from_pretrained`` and ``AutoProcessor``), ``metrics.json`` and ``history.json``.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from src.model.nano import prefer_fast_attention
 from src.model.qwen_reward import Qwen2Reward
 from src.training.reward import PreferenceCollator, RewardTrainer, encode_group, ranking_metrics
 from src.training.reward_config import Data, RewardConfig, make_trainable
-from src.training.run import resume_point, set_up_wandb, training_arguments
+from src.training.run import resume_point, set_up_wandb, training_arguments, write_outcome
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -83,11 +82,7 @@ def main(config: RewardConfig) -> None:
     if held_out is not None:
         metrics |= trainer.evaluate()
     trainer.save_final(out / "final", getattr(torch, config.model.save_dtype))
-    if trainer.is_world_process_zero():
-        (out / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-        (out / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
-        print(json.dumps(metrics, indent=2))
-        print(f"model: {out / 'final'}")
+    write_outcome(trainer, out, metrics)
 
 
 def _data(data: Data, encoder: PairEncoder, k: int) -> tuple[Any, Any, str, float]:

@@ -1,13 +1,15 @@
 """What all trainers share: the keys of a run, what they mean to Hugging Face's Trainer, and where to go on from."""
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import MISSING
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from src.errors import JobError
 
@@ -150,6 +152,15 @@ def set_up_wandb(config: RunConfig) -> None:
     os.environ.setdefault("WANDB_DIR", config.save_folder)
     if config.wandb.group:
         os.environ.setdefault("WANDB_RUN_GROUP", config.wandb.group)
+
+
+def write_outcome(trainer: Trainer, folder: Path, metrics: Mapping[str, float]) -> None:
+    """Write ``metrics.json`` and ``history.json`` (all log lines) on the main process, and say what came out where."""
+    if trainer.is_world_process_zero():
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        (folder / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+        print(json.dumps(metrics, indent=2))
+        print(f"model: {folder / 'final'}")
 
 
 def _wants_fsdp() -> bool:

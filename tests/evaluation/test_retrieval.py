@@ -19,8 +19,6 @@ from src.errors import JobError
 from src.evaluation.features import FeatureStore, exact_unit
 from src.evaluation.retrieval import NEVER, places, recalls
 from src.evaluation.retrieval_set import evaluate_retrieval
-from src.model.clip import Clip, load_clip
-from tests.tiny_clip import save_tiny_clip
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "metrics" / "retrieval.json").read_text())
 
@@ -99,16 +97,6 @@ def test_recall_by_hand():
     assert values == pytest.approx({**expected, "mean_recall": (2 / 3 + 1 + 0.6 + 1) / 4})
     with pytest.raises(JobError, match="at least 1"):
         recalls(np.zeros(1), np.zeros(1), pairs[:1], (0,))
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def clip(tiny) -> Clip:
-    return load_clip(tiny, device="cpu")
 
 
 @pytest.fixture(scope="module")

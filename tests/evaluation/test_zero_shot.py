@@ -18,20 +18,10 @@ from src.errors import JobError
 from src.evaluation.class_sets import find_sets, prompts_of, read_set, readable, set_name
 from src.evaluation.features import exact_unit
 from src.evaluation.zero_shot import class_vectors, classify, evaluate_class_folders, measure
-from src.model.clip import Clip, OpenClip, load_clip
+from src.model.clip import OpenClip, load_clip
 from tests.tiny_clip import save_tiny_clip
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "metrics" / "zeroshot.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
-
-
-@pytest.fixture(scope="module")
-def clip(tiny) -> Clip:
-    return load_clip(tiny, device="cpu")
 
 
 @pytest.fixture(scope="module")
