@@ -40,6 +40,7 @@ def main(config: ClipConfig) -> None:
     arguments = training_arguments(config, best_by, dataloader_num_workers=config.data.num_workers)
     set_seed(config.seed)
     model, processor = _model(config.model.model_name)
+    context = model.text_model.config.max_position_embeddings
     model.set_attn_implementation(config.model.attn_implementation)
     if config.precision == "bf16" and config.model.attn_implementation == "sdpa":
         prefer_fast_attention(model)
@@ -53,7 +54,7 @@ def main(config: ClipConfig) -> None:
     trainer = ClipTrainer(
         make_trainable(model, config.model),
         arguments,
-        ClipCollator(processor, pairs.root, config.data.augment),
+        ClipCollator(processor, context, pairs.root, config.data.augment),
         pairs,
         processing_class=processor,
         local_loss=config.loss.local,

@@ -34,10 +34,10 @@ def step(args: argparse.Namespace) -> float:
     images = [_jpeg(noise(rng, args.side)) for _ in range(args.batch // args.captions)]
     texts = sentences(rng, len(images) * args.captions, args.words)
     pairs = [
-        {"image": images[k // args.captions], "text": text, "key": str(k // args.captions)}
+        {"image": images[k // args.captions], "text": text, "key": str(k // args.captions), "view": [k]}
         for k, text in enumerate(texts)
     ]
-    collate = ClipCollator(processor)
+    collate = ClipCollator(processor, model.config.text_config.max_position_embeddings)
 
     def ours() -> Tensor:
         inputs = {name: value.to(clip.device) for name, value in collate(pairs).items()}

@@ -1,6 +1,8 @@
 """A checked data set as one memory-mapped Arrow table, built once: read at random, nothing of it held in memory."""
 
 import json
+import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,25 +35,36 @@ def build_table(
     """Write the rows among ``items`` as a table and the errors as ``errors.jsonl``, each with its source.
 
     Args:
-        counts: what is to be remembered of the items once all are read, as JSON; written last, so that a table counts
-            as whole only with it.
+        counts: what is to be remembered of the items once all are read, as JSON.
+
+    The folder appears under its name when all of it is written, so that several jobs may build the same one.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    partial, rows = folder / f"{TABLE}.part", []
-    with pa.ipc.new_stream(str(partial), schema) as writer, (folder / ERRORS).open("w", encoding="utf-8") as log:
-        for source, item in items:
-            if isinstance(item, RecordError):
-                log.write(json.dumps({"source": source, "kind": item.kind, "error": str(item)}) + "\n")
-                continue
-            rows.append(item)
-            if len(rows) == _BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-                rows.clear()
-        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-    partial.rename(folder / TABLE)
-    done = folder / f"{COUNTS}.part"
-    done.write_text(json.dumps(counts()), encoding="utf-8")
-    done.rename(folder / COUNTS)
+    partial = folder.with_name(f"{folder.name}.{os.uname().nodename}-{os.getpid()}.part")
+    partial.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        with (
+            pa.ipc.new_stream(str(partial / TABLE), schema) as writer,
+            (partial / ERRORS).open("w", encoding="utf-8") as log,
+        ):
+            for source, item in items:
+                if isinstance(item, RecordError):
+                    log.write(json.dumps({"source": source, "kind": item.kind, "error": str(item)}) + "\n")
+                    continue
+                rows.append(item)
+                if len(rows) == _BATCH:
+                    writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+                    rows.clear()
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
+        (partial / COUNTS).write_text(json.dumps(counts()), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # an older one; a reader that has it open keeps it
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not is_built(folder):  # else another job was a little quicker
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def open_table(folder: Path) -> tuple[Dataset, Any]:

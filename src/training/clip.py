@@ -31,7 +31,8 @@ class ClipTrainer(Trainer):
         args, kwargs: as for :class:`transformers.Trainer`.
 
     Raises:
-        JobError: ``chunk`` under DeepSpeed, whose engine counts every backward pass as a micro-batch.
+        JobError: weights divided among processes (FSDP, ZeRO-3), of which the main process alone cannot be measured; or
+            ``chunk`` below 1, or under DeepSpeed, whose engine counts every backward pass as a micro-batch.
     """
 
     def __init__(
@@ -46,9 +47,18 @@ class ClipTrainer(Trainer):
         if evaluate_with is not None:
             kwargs["eval_dataset"] = []  # Trainer asks for one wherever it is to evaluate; evaluate() has no use for it
         super().__init__(*args, **kwargs)
+        if chunk is not None and chunk < 1:
+            raise JobError(f"loss.chunk must be at least 1, not {chunk}")
         if chunk is not None and self.is_deepspeed_enabled:
             raise JobError("loss.chunk does not work under DeepSpeed; use DDP (config/accelerate/ddp.yaml)")
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3):
+            raise JobError(
+                "CLIP trains under DDP or ZeRO-2 (config/accelerate/ddp.yaml, zero2.yaml), not FSDP or ZeRO-3"
+            )
         self.add_callback(ClampScale())
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(TellEpoch(self.train_dataset))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight matrices alone: no norm, bias, class embedding or scale of the logits."""
@@ -84,8 +94,8 @@ class ClipTrainer(Trainer):
         )
 
     def _loss(self, image: Tensor, text: Tensor, log_scale: Tensor, groups: Tensor) -> Tensor:
-        scale = log_scale.clamp(max=MAX_LOG_SCALE).exp()
-        return global_loss(image, text, scale, groups, self.local_loss)
+        # not clamped here: at the bound the gradient of a clamp is 0, and the scale would never leave it again
+        return global_loss(image, text, log_scale.exp(), groups, self.local_loss)
 
     def _log_scale(self, model: Any) -> Tensor:
         return self.accelerator.unwrap_model(model).logit_scale
@@ -129,6 +139,17 @@ class ClampScale(TrainerCallback):
         """Keep the parameter itself in its range, or it could wander where the loss no longer moves it."""
         with torch.no_grad():
             model.logit_scale.clamp_(0, MAX_LOG_SCALE)
+
+
+class TellEpoch(TrainerCallback):
+    """Tells a data set which epoch begins, before its workers start; accelerate does so for one process alone."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Also where a run goes on in the middle of an epoch, when ``state.epoch`` has a fraction."""
+        self.dataset.set_epoch(int((state.epoch or 0) + 1e-6))
 
 
 def encode(model: Any, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

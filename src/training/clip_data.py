@@ -18,14 +18,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from src.curation.job import check_input
 from src.curation.score_table import data_spec, read_manifest
-from src.curation.select import kept_rows, scores_of
+from src.curation.select import kept_rows, scores_of, subset_file
 from src.dataset import rows
 from src.dataset.arrow_cache import ERRORS, IMAGE, build_table, checked, image_entry, is_built, open_table
 from src.dataset.augment import turned_crop
 from src.dataset.files import find_files
 from src.dataset.images import image_key, open_image
-from src.dataset.records import DataSpec, Record, count_records, input_fingerprint, read_records, resolve_root
+from src.dataset.records import (
+    DataSpec,
+    Record,
+    count_records,
+    file_fingerprint,
+    input_fingerprint,
+    read_records,
+    resolve_root,
+)
 from src.errors import JobError, RecordError
 from src.training.clip_config import Data
 
@@ -35,7 +44,7 @@ Kept = Mapping[int, Sequence[int] | None]  # row -> numbers of its captions, Non
 
 @dataclass
 class Pairs(Dataset):
-    """Pairs of an image and a caption, ``{"image", "text", "key"}``.
+    """Pairs of an image and a caption, ``{"image", "text", "key", "view"}``; the last seeds a random view.
 
     Attributes:
         table: rows of ``SCHEMA``.
@@ -64,7 +73,7 @@ class Pairs(Dataset):
         return len(self._record)
 
     def set_epoch(self, epoch: int) -> None:
-        """Is called by the data loader before each epoch."""
+        """Is called before each epoch (:class:`src.training.clip.TellEpoch`)."""
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -73,7 +82,8 @@ class Pairs(Dataset):
         if self.captions == "drawn":
             number = int(np.random.default_rng([self.seed, self.epoch, index]).integers(len(row["captions"])))
         image = row["image"] if row["image"]["bytes"] is not None else row["image"]["path"]
-        return {"image": image, "text": row["captions"][number], "key": image_key(image, self.root)}
+        key = image_key(image, self.root)
+        return {"image": image, "text": row["captions"][number], "key": key, "view": [self.seed, self.epoch, index]}
 
 
 @dataclass
@@ -82,10 +92,12 @@ class ClipCollator:
 
     Attributes:
         processor: of a ``CLIPModel``.
+        max_tokens: where texts are cut.
         augment: turn, flip and crop images (:func:`src.dataset.augment.turned_crop`).
     """
 
     processor: Any
+    max_tokens: int
     root: Path | None = None
     augment: bool = False
 
@@ -95,9 +107,13 @@ class ClipCollator:
         keys = [pair["key"] for pair in pairs]
         sources = {key: pair["image"] for key, pair in zip(keys, pairs, strict=True)}
         places = {key: place for place, key in enumerate(sources)}
-        images = [self._open(source) for source in sources.values()]
+        views = {
+            pair["key"]: pair["view"] for pair in reversed(pairs)
+        }  # a shared image is seen as its first pair has it
+        images = [self._open(source, views[key]) for key, source in sources.items()]
         texts = [pair["text"] for pair in pairs]
-        tokens = self.processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        cut = {"padding": True, "truncation": True, "max_length": self.max_tokens}
+        tokens = self.processor.tokenizer(texts, return_tensors="pt", **cut)
         return {
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
@@ -106,13 +122,11 @@ class ClipCollator:
             "groups": torch.tensor([[_number(k), _number(t)] for k, t in zip(keys, texts, strict=True)]),
         }
 
-    def _open(self, source: Any) -> Image.Image:
+    def _open(self, source: Any, view: Sequence[int]) -> Image.Image:
         image = open_image(source, self.root)
         if not self.augment:
             return image
-        # torch's generator is seeded for each worker and epoch by the data loader
-        rng = np.random.default_rng(int(torch.randint(2**31, ())))
-        return Image.fromarray(turned_crop(np.asarray(image), rng))
+        return Image.fromarray(turned_crop(np.asarray(image), np.random.default_rng(view)))
 
 
 def load_pairs(data: Data, seed: int) -> Pairs:
@@ -126,17 +140,19 @@ def load_pairs(data: Data, seed: int) -> Pairs:
     """
     if data.captions not in ("each", "drawn"):
         raise JobError(f"data.captions is {data.captions!r}; use one of each, drawn")
-    spec, kept, said = _selected(data)
-    what = [input_fingerprint(spec), vars(spec), kept and sorted(kept.items())]
+    spec, subset = _data_set(data)
+    what: list[Any] = [input_fingerprint(spec), vars(spec), file_fingerprint(subset) if subset else None]
+    what += [data.filter_column, data.save_top_percent] if data.filter_record else []
     folder = Path(data.cache_dir, hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest())
     root = resolve_root(spec)
-    if not is_built(folder):
-        _build(spec, root, kept, folder, max(1, data.num_workers))
+    # Images that were missing or broken may be whole by now; the fingerprint is of the files of the data set alone.
+    if not is_built(folder) or set(open_table(folder)[1]["errors"]) - {"empty_text", "bad_record", "duplicate_id"}:
+        _build(spec, root, *_kept(data, spec, subset), folder, max(1, data.num_workers))
     table, counts = open_table(folder)
     errors = ", ".join(f"{kind} {number}" for kind, number in sorted(counts["errors"].items()))
     total = counts["images"] + sum(counts["errors"].values())
     summary = (
-        f"{said}{total:,} records = {counts['images']:,} usable with {counts['captions']:,} captions"
+        f"{counts['selected']}{total:,} records = {counts['images']:,} usable with {counts['captions']:,} captions"
         f" + {total - counts['images']:,} errors" + (f" ({errors}; see {folder / ERRORS})" if errors else "")
     )
     if not counts["images"]:
@@ -144,30 +160,37 @@ def load_pairs(data: Data, seed: int) -> Pairs:
     return Pairs(table, root, data.captions, seed, summary)
 
 
-def _selected(data: Data) -> tuple[DataSpec, Kept | None, str]:
-    """The data set, which of its records and captions are to be used (None: all), and that in words."""
+def _data_set(data: Data) -> tuple[DataSpec, Path | None]:
+    """The data set, and the selection of it, if there is one; refuses other data than the selection was cut from."""
     spec = DataSpec(data.csv_path or "", data.image_path, data.image_column, data.target_column)
-    if data.subset is not None:
-        if data.filter_record:
-            raise JobError("data.subset and data.filter_record both select; give one")
-        subset = Path(data.subset, "subset_ids.parquet") if Path(data.subset).is_dir() else Path(data.subset)
-        if not subset.is_file():
-            raise JobError(f"data.subset: no such file: {subset}")
+    if data.subset is None:
         if data.csv_path is None:
-            scores = scores_of(subset)
-            if scores is None:
-                raise JobError(f"data.subset: {subset} does not say what it was cut from; give data.csv_path too")
-            scored = data_spec(read_manifest(scores))
-            spec = replace(scored, image_root=data.image_path or scored.image_root)
-        chosen = {row: [number for number, _ in scores] for row, scores in kept_rows(subset)}
-        return spec, chosen, f"{sum(map(len, chosen.values())):,} pairs of {subset}: "
+            raise JobError("give data.csv_path, or data.subset of a selection")
+        return spec, None
+    if data.filter_record:
+        raise JobError("data.subset and data.filter_record both select; give one")
+    subset = subset_file(data.subset)
+    scores = scores_of(subset)
     if data.csv_path is None:
-        raise JobError("give data.csv_path, or data.subset of a selection")
+        if scores is None:
+            raise JobError(f"data.subset: {subset} does not say what it was cut from; give data.csv_path too")
+        scored = data_spec(read_manifest(scores))
+        spec = replace(scored, image_root=data.image_path or scored.image_root)
+    if scores is not None and scores.is_dir() and "input" in (manifest := read_manifest(scores)):
+        check_input(manifest, spec)
+    return spec, subset
+
+
+def _kept(data: Data, spec: DataSpec, subset: Path | None) -> tuple[Kept | None, str]:
+    """Which records and captions are to be used (None: all), and that in words."""
+    if subset is not None:
+        chosen = {row: [number for number, _ in scores] for row, scores in kept_rows(subset)}
+        return chosen, f"{sum(map(len, chosen.values())):,} pairs of {subset}: "
     if not data.filter_record:
-        return spec, None, ""
+        return None, ""
     best, without = _top(spec, data.filter_column, data.save_top_percent)
     said = f"{len(best):,} rows of {count_records(spec):,} by {data.filter_column}"
-    return spec, dict.fromkeys(best), said + (f", {without:,} without a number" if without else "") + ": "
+    return dict.fromkeys(best), said + (f", {without:,} without a number" if without else "") + ": "
 
 
 def _top(spec: DataSpec, column: str, share: float) -> tuple[list[int], int]:
@@ -191,7 +214,7 @@ def _value(row: Any, column: str) -> float:
         return math.nan
 
 
-def _build(spec: DataSpec, root: Path, kept: Kept | None, folder: Path, workers: int) -> None:
+def _build(spec: DataSpec, root: Path, kept: Kept | None, said: str, folder: Path, workers: int) -> None:
     counts = {"images": 0, "captions": 0}
     errors: Counter[str] = Counter()
 
@@ -211,7 +234,9 @@ def _build(spec: DataSpec, root: Path, kept: Kept | None, folder: Path, workers:
             item: Any = record
             if isinstance(record, Record):
                 numbers = None if kept is None else kept[record.row]
-                captions = record.captions if numbers is None else [record.texts[number] for number in numbers]
+                captions = (
+                    record.captions if numbers is None else [record.texts[k] for k in numbers if k < len(record.texts)]
+                )
                 item = {"id": record.id, "image": image_entry(record.images[0]), "captions": captions}
                 if not captions:
                     item = RecordError("empty_text", f"{record.id}: no caption with a letter or digit")
@@ -222,7 +247,7 @@ def _build(spec: DataSpec, root: Path, kept: Kept | None, folder: Path, workers:
                 counts["captions"] += len(item["captions"])
             yield "", item
 
-    build_table(folder, SCHEMA, items(), lambda: {**counts, "errors": dict(errors)})
+    build_table(folder, SCHEMA, items(), lambda: {**counts, "errors": dict(errors), "selected": said})
 
 
 def _number(value: str) -> int:

@@ -117,6 +117,7 @@ def training_arguments(config: RunConfig, best_by: str | None, **more: Any) -> T
         load_best_model_at_end=best_by is not None,
         metric_for_best_model=best_by,
         remove_unused_columns=False,
+        ddp_timeout=24 * 3600,  # others wait while the main process checks data, or measures
         report_to=["tensorboard", *(["wandb"] if config.wandb.enabled else [])],
         # accelerate reads its own settings of FSDP on GPUs alone; named here, processes on CPUs follow them too.
         fsdp=True if _wants_fsdp() else None,  # type: ignore[arg-type]
@@ -135,7 +136,9 @@ def resume_point(config: RunConfig) -> str | None:
     if config.load_path == "last":
         # The state is written last: a folder without it is what a killed process left half done.
         done = [found.parent for found in folder.glob("checkpoint-*/trainer_state.json")]
-        return str(max(done, key=lambda one: int(one.name.rpartition("-")[2]))) if done else None
+        # The newest, not the one of the highest number: save_overwrite may have left those of an earlier run.
+        age = {one: ((one / "trainer_state.json").stat().st_mtime_ns, int(one.name.rpartition("-")[2])) for one in done}
+        return str(max(done, key=age.__getitem__)) if done else None
     if config.load_path:
         if not Path(config.load_path, "trainer_state.json").is_file():
             raise JobError(f"load_path: {config.load_path} is no checkpoint of a training")

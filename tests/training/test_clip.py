@@ -120,6 +120,11 @@ def test_weight_decay_is_for_matrices_and_the_scale_stays_in_its_range(clip, tmp
         clamp = next(c for c in one.callback_handler.callbacks if isinstance(c, ClampScale))
         clamp.on_step_end(model=clip[0])
         assert clip[0].logit_scale.exp().item() == pytest.approx(100, rel=1e-5)
+    image, text = unit(4, 1).float(), unit(4, 2).float()
+    one._loss(image, text, clip[0].logit_scale, torch.arange(8).view(4, 2)).backward()
+    assert clip[0].logit_scale.grad.abs() > 0  # at the bound it can still come down
+    clip[0].zero_grad(set_to_none=True)
+    with torch.no_grad():
         clip[0].logit_scale.copy_(before)
 
 
@@ -172,6 +177,8 @@ def scenes(tmp_path_factory) -> Path:
             lines.append(f'{seed}.png,"{text}",{seed / 100}')
             texts.append(text)
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    records = [{"filename": f"{k}.png", "captions": texts[2 * k : 2 * k + 2]} for k in range(40)]
+    (folder / "lists.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     torch.manual_seed(0)
     model, processor = nano_clip(texts, 400, image_side=32)
     model.save_pretrained(folder / "start")
@@ -214,6 +221,15 @@ def test_two_processes_give_the_losses_of_one(scenes, one, tmp_path, keys):
     losses = train(scenes, tmp_path / "two", 2, **keys)
     assert one[1][0] > 1.8
     assert losses == pytest.approx(one[1], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_captions_are_drawn_anew_each_epoch_by_two_processes_too(scenes, tmp_path):
+    """Ten steps of 40 pairs are ten epochs; with the weights held still, the loss moves by what is drawn alone."""
+    keys = {"data.captions": "drawn", "data.csv_path": scenes / "lists.jsonl", "data.target_column": "captions",
+            "device_train_batch_size": 20, "optimizer.learning_rate": 1e-12}  # fmt: skip
+    losses = train(scenes, tmp_path / "two", 2, **keys)
+    assert len({round(loss, 4) for loss in losses}) > 5
 
 
 @pytest.mark.slow

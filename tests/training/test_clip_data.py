@@ -12,6 +12,7 @@ from PIL import Image
 
 from src.curation.rules import Rule
 from src.curation.select import select_subset
+from src.dataset.records import DataSpec, input_fingerprint
 from src.errors import JobError
 from src.model.nano_clip import nano_clip
 from src.training.clip_config import Data
@@ -64,7 +65,7 @@ def test_the_highest_of_a_column_ties_by_row_and_no_number_never(pictures):
         ({"filter_record": True, "save_top_percent": 0.0}, "fraction"),
         ({"filter_record": True, "filter_column": "score"}, "no column score; it has filename, title, clip_score"),
         ({"captions": "all"}, "use one of each, drawn"),
-        ({"subset": "nowhere.parquet"}, "no such file: nowhere.parquet"),
+        ({"subset": "nowhere.parquet"}, "nowhere.parquet"),
         ({"target_column": "caption"}, "caption"),
     ],
 )
@@ -96,10 +97,17 @@ def test_a_selection_names_its_data_and_its_captions(pictures, lists):
     rows = [pair(row, row + k / 10, text_index=k, id=f"{row}#{k}") for row in range(4) for k in range(3)]
     spec = {"path": str(lists), "image_column": "image", "text_column": "captions"}
     write_scores(pictures / "job", rows, data=spec)
+    manifest = json.loads((pictures / "job" / "manifest.json").read_text())
+    manifest["input"] = input_fingerprint(DataSpec(**spec))
+    (pictures / "job" / "manifest.json").write_text(json.dumps(manifest))
     select_subset(pictures / "job", pictures / "job", Rule(fraction=0.4))
     pairs = load_pairs(data(pictures, None, subset=str(pictures / "job")), 0)
     assert texts(pairs) == ["cz", "dx", "dy", "dz"]
     assert "4 pairs of" in pairs.summary
+    manifest["input"]["bytes"] += 1
+    (pictures / "job" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(JobError, match="has changed since it was scored"):
+        load_pairs(data(pictures, None, subset=str(pictures / "job")), 0)
 
 
 def test_each_caption_is_a_pair_or_one_is_drawn_anew_each_epoch(pictures, lists):
@@ -125,7 +133,7 @@ def test_a_shared_image_is_decoded_once_and_equal_things_have_equal_numbers(pict
 
     real = clip_data.open_image
     monkeypatch.setattr(clip_data, "open_image", lambda *args: opened.append(args) or real(*args))
-    collate = ClipCollator(nano_clip(["one two three"], 260, 32)[1], pairs.root)
+    collate = ClipCollator(nano_clip(["one two three"], 260, 32)[1], 48, pairs.root)
     batch = collate([pairs[i] for i in range(4)])
     assert len(opened) == 3
     assert batch["pixel_values"].shape == (3, 3, 32, 32)
@@ -135,16 +143,28 @@ def test_a_shared_image_is_decoded_once_and_equal_things_have_equal_numbers(pict
     assert [captions[1] == captions[3], captions[0] == captions[2]] == [True, False]
 
 
-def test_views_are_turned_and_follow_the_seed(pictures):
+def test_a_view_follows_seed_and_epoch(pictures):
     path = write_csv(pictures, ["a.png,one,0"])
     pairs = load_pairs(data(pictures, path), 0)
-    collate = ClipCollator(nano_clip(["one"], 260, 32)[1], pairs.root, augment=True)
+    collate = ClipCollator(nano_clip(["one"], 260, 32)[1], 48, pairs.root, augment=True)
     views = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
+    for epoch in (0, 0, 1):
+        pairs.set_epoch(epoch)
         views.append(collate([pairs[0]])["pixel_values"])
     assert torch.equal(views[0], views[1])
     assert not torch.equal(views[0], views[2])
+
+
+def test_images_that_come_later_are_found(pictures):
+    path = write_csv(pictures, ["a.png,one,0", "late.png,two,0"])
+    assert texts(load_pairs(data(pictures, path), 0)) == ["one"]
+    (pictures / "late.png").write_bytes((pictures / "b.png").read_bytes())
+    assert texts(load_pairs(data(pictures, path), 0)) == ["one", "two"]
+
+
+def test_long_texts_are_cut_to_the_context(pictures):
+    pairs = load_pairs(data(pictures, write_csv(pictures, [f"a.png,{'one ' * 99},0"])), 0)
+    assert ClipCollator(nano_clip(["one"], 260, 32)[1], 16, pairs.root)([pairs[0]])["input_ids"].shape == (1, 16)
 
 
 def test_a_path_outside_the_root_is_an_error_of_its_record(pictures):
