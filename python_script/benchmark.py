@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     contrast = entry("clip", clip.step, "one training step of CLIP", side=224)
     contrast.add_argument("--batch", type=int, default=128, help="pairs in a step (default 128)")
     contrast.add_argument("--captions", type=int, default=1, help="pairs that share an image (default 1)")
-    contrast.set_defaults(model=NANO_CLIP)
+    contrast.add_argument("--clip", default=NANO_CLIP, help="CLIP model (default: the embedded one)")
     outside = entry("outside", jobs.outside, "time of a scoring job outside the model", side=224)
     outside.add_argument("--pairs", type=int, default=1024, help="pairs, an image each (default 1024)")
     outside.add_argument("--batch", type=int, default=64, help="pairs in a batch (default 64)")

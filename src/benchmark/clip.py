@@ -27,7 +27,7 @@ def step(args: argparse.Namespace) -> float:
     Raises:
         SystemExit: they do not.
     """
-    clip = load_clip(args.model, dtype=torch.float32)
+    clip = load_clip(args.clip, dtype=torch.float32)
     assert isinstance(clip, TransformersClip)
     model, processor, rng = clip.model.train(), clip.processor, np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)

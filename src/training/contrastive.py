@@ -72,10 +72,13 @@ class ContrastiveModel(nn.Module):
         image = self.image_features(tokens)
         text = self.text_features(input_ids, attention_mask)
         scale = self.log_scale.exp().clamp(max=100)
-        loss = contrastive_loss(image, text, scale, text_of[: len(image), None] == text_of[None])
+        same = text_of[: len(image), None] == text_of[None]
+        loss = contrastive_loss(image, text, scale, same)
         if self.heads is not None and labels is not None:
             loss = loss + self.grounding_weight * self.heads(tokens, labels)[0]
-        return {"loss": loss, "logits": scale * image @ text.T}
+        own = torch.eye(len(image), len(text), dtype=torch.bool, device=same.device)
+        logits = (scale * image @ text.T).masked_fill(same & ~own, float("-inf"))
+        return {"loss": loss, "logits": logits}
 
 
 @dataclass
