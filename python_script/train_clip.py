@@ -19,6 +19,7 @@ from transformers import CLIPModel, CLIPProcessor, set_seed
 
 from src.config import run_program
 from src.errors import JobError
+from src.evaluation.class_sets import find_sets
 from src.evaluation.zero_shot import evaluate_class_folders
 from src.model.clip import OpenClip, TransformersClip, load_clip
 from src.model.clip_layouts import to_transformers
@@ -83,8 +84,7 @@ def _class_sets(folder: str | None) -> list[Path]:
     """The class folders ``*_Image`` of a folder, or that folder itself if it is one."""
     if folder is None:
         return []
-    here = Path(folder)
-    sets = [here] if here.name.endswith("_Image") else sorted(path for path in here.glob("*_Image") if path.is_dir())
+    sets = [found for found in find_sets([folder]) if found.name.endswith("_Image")]
     if not sets:
         raise JobError(f"data.val_data_path: {folder} has no class folders named *_Image")
     return sets

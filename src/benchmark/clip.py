@@ -2,15 +2,13 @@
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from src.benchmark.measure import noise, ratio, sentences
+from src.benchmark.measure import jpeg, noise, ratio, sentences
 from src.dataset.images import open_image
 from src.model.clip import TransformersClip, load_clip
 from src.training.clip import encode
@@ -31,7 +29,7 @@ def step(args: argparse.Namespace) -> float:
     assert isinstance(clip, TransformersClip)
     model, processor, rng = clip.model.train(), clip.processor, np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    images = [_jpeg(noise(rng, args.side)) for _ in range(args.batch // args.captions)]
+    images = [jpeg(noise(rng, args.side)) for _ in range(args.batch // args.captions)]
     texts = sentences(rng, len(images) * args.captions, args.words)
     pairs = [
         {"image": images[k // args.captions], "text": text, "key": str(k // args.captions), "view": [k]}
@@ -67,9 +65,3 @@ def plain_loss(model: Any, processor: Any, pairs: Sequence[Mapping[str, Any]]) -
     texts = [pair["text"] for pair in pairs]
     inputs = processor(text=texts, images=opened, padding=True, truncation=True, return_tensors="pt")
     return model(**inputs.to(model.device), return_loss=True).loss
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    file = BytesIO()
-    image.save(file, "JPEG")
-    return file.getvalue()

@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from src.benchmark.measure import noise, peak_memory, sentences
+from src.benchmark.measure import jpeg, noise, peak_memory, sentences
 from src.curation import job as jobs
 from src.curation import scorer as scorers
 from src.curation.job import Job
@@ -162,9 +161,7 @@ def write_noise(folder: Path, records: int, args: argparse.Namespace) -> Path:
     rng = np.random.default_rng(0)
     names, contents = [f"{number}.jpg" for number in range(args.images)], []
     for name in names:
-        buffer = BytesIO()
-        noise(rng, args.side).save(buffer, "JPEG")
-        contents.append(buffer.getvalue())
+        contents.append(jpeg(noise(rng, args.side)))
         (folder / name).write_bytes(contents[-1])
     shown = rng.integers(0, args.images, records)
     said = sentences(rng, records, args.words)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,13 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 def noise(rng: np.random.Generator, side: int) -> Image.Image:
     """A random image."""
     return Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    """An image as a JPEG file."""
+    file = BytesIO()
+    image.save(file, "JPEG")
+    return file.getvalue()
 
 
 def sentences(rng: np.random.Generator, count: int, words: int) -> list[str]:

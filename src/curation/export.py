@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -15,12 +15,11 @@ import yaml
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from src.curation.score_table import data_spec, read_manifest
+from src.curation.score_table import data_spec, image_limits, read_manifest
 from src.curation.select import kept_rows, read_facts, scores_of, subset_file
 from src.dataset import exports
 from src.dataset.export_pairs import Naming, Pair, kept_pairs, messages
-from src.dataset.images import ImageLimits
-from src.dataset.spec import Layout, inspect, resolve_root
+from src.dataset.spec import Layout, inspect
 from src.dataset.writers import remove, sync
 from src.errors import JobError, RecordError
 
@@ -117,8 +116,8 @@ def export_subset(
     _check(to, options)
     rule, manifest = read_facts(file), read_manifest(folder)
     spec = data_spec(manifest)
-    layout, root = inspect(spec), resolve_root(spec)
-    plan = _plan(to, options, target, root, layout)
+    layout = inspect(spec)
+    plan = _plan(to, options, target, layout)
     notes = target / f"{options.name}.export.yaml"
     reasons = target / f"{options.name}.left_out.jsonl"
     parts = [notes.name, *plan.parts, reasons.name]
@@ -132,7 +131,9 @@ def export_subset(
     try:
         with (staging / reasons.name).open("w", encoding="utf-8") as writing:
             log = _Log(writing, file, tqdm(total=kept, desc=to, unit="pair", disable=not progress))
-            pairs = kept_pairs(spec, kept_rows(file), root, plan.naming, log.leave_out, plan.check, _limits(manifest))
+            pairs = kept_pairs(
+                spec, kept_rows(file), layout, plan.naming, log.leave_out, plan.check, image_limits(manifest)
+            )
             plan.write(log.count(pairs), staging)
             log.close()
         if not log.left_out:
@@ -149,12 +150,6 @@ def export_subset(
     return Export(path, plan.image_root, reasons if log.left_out else None, kept, log.written, dict(log.left_out))
 
 
-def _limits(manifest: dict[str, Any]) -> ImageLimits:
-    """What an image may measure, as it was in scoring."""
-    known = {limit.name for limit in fields(ImageLimits)}
-    return ImageLimits(**{key: value for key, value in manifest.get("limits", {}).items() if key in known})
-
-
 @dataclass(frozen=True)
 class _Plan:
     """``parts``: what the export consists of below the output folder, the file or folder for the trainer first."""
@@ -166,8 +161,8 @@ class _Plan:
     image_root: Path | None = None
 
 
-def _plan(to: Format, options: ExportOptions, target: Path, root: Path, layout: Layout) -> _Plan:
-    name = options.name
+def _plan(to: Format, options: ExportOptions, target: Path, layout: Layout) -> _Plan:
+    name, root = options.name, layout.root
     check: Callable[[Pair], object] = attrgetter("image")
     as_files = Naming(root, f"{IMAGES}/{name}", by_row=layout.encoded)
     if to == "datasets":

@@ -6,7 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from tqdm import tqdm
 from src.curation.job import check_input, sole_user
 from src.curation.measures import MEASURES, OF_IMAGES, Measured, Measurer
 from src.curation.near_duplicates import groups_of_features, groups_of_hashes
-from src.curation.score_table import check_finished, data_spec, read_manifest
-from src.dataset.images import ImageLimits
-from src.dataset.records import read_records, resolve_root
+from src.curation.score_table import check_finished, data_spec, image_limits, read_manifest
+from src.dataset.records import inspect, read_records
 from src.errors import JobError
 from src.model.clip import Clip
 
@@ -103,15 +102,15 @@ def measure_pairs(
     manifest = read_manifest(scores_dir)
     spec = data_spec(manifest)
     check_input(manifest, spec)
-    limits = {key.name: manifest["limits"][key.name] for key in fields(ImageLimits)} if "limits" in manifest else {}
-    measurer = Measurer(measures, load, image_root=resolve_root(spec), limits=ImageLimits(**limits), **options)
+    layout = inspect(spec)
+    measurer = Measurer(measures, load, image_root=layout.root, limits=image_limits(manifest), **options)
     summary = MeasureSummary(Path(output))
     with _workplace(summary.path) as folder:
         seen = _Images(folder)
         bar = tqdm(total=manifest["input"].get("records"), unit="record", desc="measure", smoothing=0.05)
         with bar, pq.ParquetWriter(folder / "values.parquet", _schema(measures), compression="zstd") as writer:
             rows: list[dict[str, Any]] = []
-            for run in measurer.stream(read_records(spec)):
+            for run in measurer.stream(read_records(spec, layout=layout)):
                 for measured in run:
                     rows += _rows(measured)
                     seen.add(measured)

@@ -4,11 +4,13 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
+from src.dataset.images import ImageLimits
 from src.dataset.records import DataSpec
 from src.errors import JobError
 
@@ -68,6 +70,12 @@ def read_manifest(scores_dir: str | Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise JobError(f"cannot read {path}: {error}") from error
+
+
+def image_limits(manifest: dict[str, Any]) -> ImageLimits:
+    """What an image may measure, as it was in scoring."""
+    known = {limit.name for limit in fields(ImageLimits)}
+    return ImageLimits(**{key: value for key, value in manifest.get("limits", {}).items() if key in known})
 
 
 def data_spec(manifest: dict[str, Any]) -> DataSpec:

@@ -39,10 +39,10 @@ SCHEMA = pa.schema(
 def named_texts(record: Record) -> list[tuple[str, str]]:
     """(id, text) of each pair that a record stands for in the table, at least one.
 
-    The id is the record's, with ``#<k>`` where it has several captions; the text of a conversation is its answers.
+    The id is ``Record.pair_id``; the text of a conversation is its answers.
     """
     texts = record.texts or ("".join(turn["content"] for turn in record.turns if turn["role"] == "assistant"),)
-    return [(f"{record.id}#{index}" if len(texts) > 1 else record.id, text) for index, text in enumerate(texts)]
+    return [(record.pair_id(index), text) for index, text in enumerate(texts)]
 
 
 def table_rows(

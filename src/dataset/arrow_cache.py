@@ -3,16 +3,14 @@
 import json
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from datasets import Dataset
 
+from src.dataset.ahead import ahead
 from src.errors import RecordError
 
 TABLE, COUNTS, ERRORS = "table.arrow", "counts.json", "errors.jsonl"
@@ -95,9 +93,5 @@ def checked(items: Iterable[T | RecordError], check: Callable[[Any], None], work
                 return RecordError(error.kind, f"{getattr(item, 'id', '')}: {error}")
         return item
 
-    left = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque(pool.submit(look, item) for item in islice(left, 16 * workers))
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(look, item) for item in islice(left, 1))
+    for _, looked in ahead(items, look, workers, 16 * workers):
+        yield looked.result()

@@ -1,18 +1,16 @@
 """The kept pairs of a data set as an export wants them: text, score and encoded image, or the reason why it cannot."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from src.dataset.ahead import ahead
 from src.dataset.fields import PLACEHOLDER, Turn
 from src.dataset.images import ImageLimits, encoded_image, locate_image
 from src.dataset.kept import Kept, pick
 from src.dataset.records import Record, read_records
-from src.dataset.spec import DataSpec
+from src.dataset.spec import DataSpec, Layout
 from src.errors import JobError, RecordError
 
 EXTENSIONS = {
@@ -20,9 +18,6 @@ EXTENSIONS = {
     "PPM": "ppm",
 }  # fmt: skip
 _FOLDER_IMAGES = 10_000  # file systems grow slow with folders of millions of files
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ class Naming:
 def kept_pairs(
     spec: DataSpec,
     kept: Kept,
-    root: Path,
+    layout: Layout,
     naming: Naming,
     left_out: Callable[[str, RecordError], None],
     check: Callable[[Pair], object],
@@ -117,7 +112,7 @@ def kept_pairs(
     Args:
         spec: the data set.
         kept: ``(row, [(text index, score), ...])`` in strictly rising row order.
-        root: of the images, as ``resolve_root`` gives it.
+        layout: what ``inspect`` says of it.
         naming: what the export calls the images.
         left_out: called with id and reason for each pair that is not yielded.
         check: raises RecordError for a pair that the format cannot hold.
@@ -132,21 +127,21 @@ def kept_pairs(
             raise record.error
         found = []
         for number, source in enumerate(record.images):
-            content, kind = encoded_image(source, root, limits)
-            file = locate_image(source, root) if isinstance(source, str | Path) else None
+            content, kind = encoded_image(source, layout.root, limits)
+            file = locate_image(source, layout.root) if isinstance(source, str | Path) else None
             key = f"{record.row:08d}" + (f"_{number}" if len(record.images) > 1 else "")
             found.append(Picture(content, kind, naming(file, kind, record.row, key)))
         return tuple(found)
 
-    wanted = pick(read_records(spec), kept, Path(spec.path))
-    for (record, scores), waiting in _ahead(wanted, lambda item: pictures(item[0])):
+    workers = min(16, os.cpu_count() or 1)
+    wanted = pick(read_records(spec, layout=layout), kept, Path(spec.path))
+    for (record, scores), waiting in ahead(wanted, lambda item: pictures(item[0]), workers, 2 * workers):
         for index, score in scores:
-            several = len(record.texts) > 1
-            pair_id = f"{record.id}#{index}" if several else record.id
+            pair_id = record.pair_id(index)
             try:
                 images = waiting.result()
                 text = _text(record, index)
-                key = f"{record.row:08d}" + (f"_{index}" if several else "")
+                key = f"{record.row:08d}" + (f"_{index}" if len(record.texts) > 1 else "")
                 pair = Pair(key, pair_id, text, score, record.question, record.source, record.turns, images)
                 check(pair)
             except RecordError as error:
@@ -183,19 +178,3 @@ def messages(pair: Pair, question: str) -> list[Turn]:
     if found != len(pair.images):
         raise RecordError("bad_record", f"{found} {PLACEHOLDER} placeholders for {len(pair.images)} images")
     return turns
-
-
-def _ahead(items: Iterable[Item], make: Callable[[Item], Made]) -> Iterator[tuple[Item, Future[Made]]]:
-    """Every item with what is made of it in a thread, in their order, a few items ahead of the reader."""
-    workers = min(16, os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[tuple[Item, Future[Made]]] = deque()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(make, item)))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -68,6 +68,10 @@ class Record:
     source: str = ""
     error: RecordError | None = None
 
+    def pair_id(self, index: int) -> str:
+        """What the pair of caption ``index`` is called: the id, with ``#<index>`` where there are several captions."""
+        return f"{self.id}#{index}" if len(self.texts) > 1 else self.id
+
     @property
     def captions(self) -> list[str]:
         """The texts that say anything (have a letter or digit), each once, in order: what is worth learning from."""

@@ -24,16 +24,16 @@ from src.curation.select import kept_rows, scores_of, subset_file
 from src.dataset import rows
 from src.dataset.arrow_cache import ERRORS, IMAGE, build_table, checked, image_entry, is_built, open_table
 from src.dataset.augment import turned_crop
-from src.dataset.files import find_files
+from src.dataset.files import DataFiles
 from src.dataset.images import image_key, open_image
 from src.dataset.records import (
     DataSpec,
+    Layout,
     Record,
-    count_records,
     file_fingerprint,
     input_fingerprint,
+    inspect,
     read_records,
-    resolve_root,
 )
 from src.errors import JobError, RecordError
 from src.training.clip_config import Data
@@ -144,10 +144,10 @@ def load_pairs(data: Data, seed: int) -> Pairs:
     what: list[Any] = [input_fingerprint(spec), vars(spec), file_fingerprint(subset) if subset else None]
     what += [data.filter_column, data.save_top_percent] if data.filter_record else []
     folder = Path(data.cache_dir, hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest())
-    root = resolve_root(spec)
+    layout = inspect(spec)
     # Images that were missing or broken may be whole by now; the fingerprint is of the files of the data set alone.
     if not is_built(folder) or set(open_table(folder)[1]["errors"]) - {"empty_text", "bad_record", "duplicate_id"}:
-        _build(spec, root, *_kept(data, spec, subset), folder, max(1, data.num_workers))
+        _build(spec, layout, *_kept(data, layout, subset), folder, max(1, data.num_workers))
     table, counts = open_table(folder)
     errors = ", ".join(f"{kind} {number}" for kind, number in sorted(counts["errors"].items()))
     total = counts["images"] + sum(counts["errors"].values())
@@ -157,7 +157,7 @@ def load_pairs(data: Data, seed: int) -> Pairs:
     )
     if not counts["images"]:
         raise JobError(f"nothing to train on: {summary}")
-    return Pairs(table, root, data.captions, seed, summary)
+    return Pairs(table, layout.root, data.captions, seed, summary)
 
 
 def _data_set(data: Data) -> tuple[DataSpec, Path | None]:
@@ -181,26 +181,25 @@ def _data_set(data: Data) -> tuple[DataSpec, Path | None]:
     return spec, subset
 
 
-def _kept(data: Data, spec: DataSpec, subset: Path | None) -> tuple[Kept | None, str]:
+def _kept(data: Data, layout: Layout, subset: Path | None) -> tuple[Kept | None, str]:
     """Which records and captions are to be used (None: all), and that in words."""
     if subset is not None:
         chosen = {row: [number for number, _ in scores] for row, scores in kept_rows(subset)}
         return chosen, f"{sum(map(len, chosen.values())):,} pairs of {subset}: "
     if not data.filter_record:
         return None, ""
-    best, without = _top(spec, data.filter_column, data.save_top_percent)
-    said = f"{len(best):,} rows of {count_records(spec):,} by {data.filter_column}"
+    best, without = _top(layout.files, data.filter_column, data.save_top_percent)
+    said = f"{len(best):,} rows of {layout.files.count_all():,} by {data.filter_column}"
     return dict.fromkeys(best), said + (f", {without:,} without a number" if without else "") + ": "
 
 
-def _top(spec: DataSpec, column: str, share: float) -> tuple[list[int], int]:
+def _top(files: DataFiles, column: str, share: float) -> tuple[list[int], int]:
     """Rows of the highest values, ties by the order of rows, and how many rows have no finite value."""
     if not 0 < share <= 1:
         hint = f"; did you mean {share / 100:g}?" if 1 < share <= 100 else ""
         raise JobError(f"data.save_top_percent is a fraction, above 0 and at most 1, not {share:g}{hint}")
-    files = find_files(spec.path)
     if column not in (present := rows.column_names(files.paths[0])):
-        raise JobError(f"data.filter_column: {spec.path} has no column {column}; it has {', '.join(present)}")
+        raise JobError(f"data.filter_column: {files.paths[0]} has no column {column}; it has {', '.join(present)}")
     values = np.array([_value(row, column) for *_, row in files.iter_rows([column])])
     good = np.flatnonzero(np.isfinite(values))
     best = good[np.argsort(-values[good], kind="stable")]
@@ -214,7 +213,7 @@ def _value(row: Any, column: str) -> float:
         return math.nan
 
 
-def _build(spec: DataSpec, root: Path, kept: Kept | None, said: str, folder: Path, workers: int) -> None:
+def _build(spec: DataSpec, layout: Layout, kept: Kept | None, said: str, folder: Path, workers: int) -> None:
     counts = {"images": 0, "captions": 0}
     errors: Counter[str] = Counter()
 
@@ -225,11 +224,11 @@ def _build(spec: DataSpec, root: Path, kept: Kept | None, said: str, folder: Pat
             raise RecordError("bad_record", "a conversation is no caption")
         if len(record.images) != 1:
             raise RecordError("bad_record", f"CLIP takes one image a caption, not {len(record.images)}")
-        open_image(record.images[0], root)
+        open_image(record.images[0], layout.root)
 
     def items() -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
-        wanted = (record for record in read_records(spec) if kept is None or record.row in kept)
-        total = count_records(spec) if kept is None else len(kept)
+        wanted = (record for record in read_records(spec, layout=layout) if kept is None or record.row in kept)
+        total = layout.files.count_all() if kept is None else len(kept)
         for record in tqdm(checked(wanted, check, workers), "checking images", total, unit=" records"):
             item: Any = record
             if isinstance(record, Record):

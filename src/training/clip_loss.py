@@ -16,19 +16,27 @@ from torch.nn import functional as F
 Encode = Callable[[int], tuple[Tensor, Tensor]]  # number of a chunk -> unit image and text features
 
 
-def contrastive_loss(
-    image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor | None = None, first: int = 0
-) -> Tensor:
-    """Mean of image-to-text and text-to-image cross-entropy of ``n`` images and their texts.
+def masked_logits(image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
+    """Scaled cosines ``(n, m)`` of ``n`` images and their texts, -inf where a text is no negative of an image.
 
     Args:
         image: unit features ``(n, dim)``.
         text: ``(m, dim)``, m >= n; texts beyond those of all images are wrong for every image.
         scale: factor of the cosines, > 0.
         same: ``(n, m)`` bool, further texts that are true of an image, and so are left out of its negatives.
-        first: where among the texts those of these images begin.
     """
-    return (_rows(image, text, scale, same, first) + _columns(image, text, scale, same, first)) / 2
+    return _logits(image, text, scale, same, torch.arange(len(image), device=image.device))
+
+
+def symmetric_loss(logits: Tensor) -> Tensor:
+    """Mean of image-to-text and text-to-image cross-entropy of ``masked_logits``."""
+    own = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(logits)].T, own)) / 2
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
+    """The symmetric loss of features; see ``masked_logits`` for the arguments."""
+    return symmetric_loss(masked_logits(image, text, scale, same))
 
 
 def global_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor, local: bool = False) -> Tensor:
@@ -49,8 +57,10 @@ def global_loss(image: Tensor, text: Tensor, scale: Tensor, groups: Tensor, loca
     everyone = torch.cat(all_gather(groups))
     if not local:
         return contrastive_loss(images, texts, scale, same_pair(everyone, everyone))
-    first, same = dist.get_rank() * len(image), same_pair(groups, everyone)
-    return (_rows(image, texts, scale, same, first) + _rows(text, images, scale, same, first)) / 2
+    own = dist.get_rank() * len(image) + torch.arange(len(image), device=image.device)
+    same, ways = same_pair(groups, everyone), ((image, texts), (text, images))
+    losses = [F.cross_entropy(_logits(queries, keys, scale, same, own), own) for queries, keys in ways]
+    return (losses[0] + losses[1]) / 2
 
 
 def same_pair(rows: Tensor, columns: Tensor) -> Tensor:
@@ -104,20 +114,14 @@ def cached_backward(
     return loss.detach()
 
 
-def _rows(queries: Tensor, keys: Tensor, scale: Tensor | float, same: Tensor | None, first: int) -> Tensor:
-    """Cross-entropy of each query's own key among all keys but those it shares a pair with."""
-    own = torch.arange(first, first + len(queries), device=queries.device)
+def _logits(queries: Tensor, keys: Tensor, scale: Tensor | float, same: Tensor | None, own: Tensor) -> Tensor:
+    """Scaled cosines in float32, -inf for keys that share a pair with a query but are not its ``own``."""
     logits = scale * queries.float() @ keys.float().T
-    if same is not None:
-        others = same.clone()
-        others[torch.arange(len(queries), device=queries.device), own] = False
-        logits = logits.masked_fill(others, float("-inf"))
-    return F.cross_entropy(logits, own)
-
-
-def _columns(image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor | None, first: int) -> Tensor:
-    own = slice(first, first + len(image))
-    return _rows(text[own], image, scale, None if same is None else same[:, own].T, 0)
+    if same is None:
+        return logits
+    others = same.clone()
+    others[torch.arange(len(queries), device=queries.device), own] = False
+    return logits.masked_fill(others, float("-inf"))
 
 
 def _random_state(device: torch.device) -> Sequence[Tensor]:

@@ -15,7 +15,7 @@ from transformers import Trainer
 
 from src.dataset.collate import PairEncoder, pad_right
 from src.model.qwen_reward import Qwen2Reward
-from src.training.clip_loss import contrastive_loss
+from src.training.clip_loss import masked_logits, symmetric_loss
 from src.training.grounding import GroundingHeads, stack_labels
 
 
@@ -71,13 +71,11 @@ class ContrastiveModel(nn.Module):
         tokens = self.backbone.encode_images(pixel_values, image_grid_thw)
         image = self.image_features(tokens)
         text = self.text_features(input_ids, attention_mask)
-        scale = self.log_scale.exp().clamp(max=100)
         same = text_of[: len(image), None] == text_of[None]
-        loss = contrastive_loss(image, text, scale, same)
+        logits = masked_logits(image, text, self.log_scale.exp().clamp(max=100), same)
+        loss = symmetric_loss(logits)
         if self.heads is not None and labels is not None:
             loss = loss + self.grounding_weight * self.heads(tokens, labels)[0]
-        own = torch.eye(len(image), len(text), dtype=torch.bool, device=same.device)
-        logits = (scale * image @ text.T).masked_fill(same & ~own, float("-inf"))
         return {"loss": loss, "logits": logits}
 
 
