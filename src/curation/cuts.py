@@ -25,8 +25,8 @@ def create_kept(db: duckdb.DuckDBPyConnection, rule: Rule) -> None:
     """Create the view ``kept`` (id, row, text_index, score, source): what ``rule`` keeps of the view ``scores``.
 
     Raises:
-        JobError: ``scores_from`` cannot be read, lacks a column or names an id twice; a value that is not a finite
-            number unless the rule says ``nan: drop``.
+        JobError: ``scores_from`` cannot be read, lacks a column, names an id twice or (for ``unique`` and ``language``)
+            lacks one; a value that is not a finite number unless the rule says ``nan: drop``.
     """
     db.execute(f"CREATE VIEW kept AS {_kept(db, rule, rule.nan == 'drop', count())}")
 
@@ -168,7 +168,8 @@ def _join_file(db: duckdb.DuckDBPyConnection, rule: Rule, path: str, name: str) 
     _column(types, "id", path)
     db.execute(
         f"""CREATE TABLE {name} AS SELECT {COLUMNS}, status, width, height, text_chars, {value} AS outside_value,
-        {group} AS outside_group, {unique} AS outside_unique, {language} AS outside_language
+        {group} AS outside_group, {unique} AS outside_unique, {language} AS outside_language,
+        file.id IS NULL AS absent
         FROM (SELECT * FROM scores WHERE status = 'ok') AS own LEFT JOIN {file} AS file USING (id)"""
     )
     (more,) = one_row(db, f"SELECT count(*) - (SELECT count(*) FROM scores WHERE status = 'ok') FROM {name}")
@@ -177,6 +178,11 @@ def _join_file(db: duckdb.DuckDBPyConnection, rule: Rule, path: str, name: str) 
             f"SELECT min(id) FROM (SELECT id FROM {file} SEMI JOIN {name} USING (id) GROUP BY id HAVING count(*) > 1)"
         )
         raise JobError(f"scores_from: {path} holds the id {one_row(db, twice)[0]} more than once")
+    if rule.unique is not None or rule.language is not None:
+        # no value is an answer, no row is not: the pair would be dropped, or kept, unseen
+        count, first = one_row(db, f"SELECT count(*) FILTER (absent), min(id) FILTER (absent) FROM {name}")
+        if count:
+            raise JobError(f"scores_from: {path} has no row for {count:,} scored pairs, {first} the first of them")
 
 
 def _column(types: dict[str, str], name: str, path: str) -> str:

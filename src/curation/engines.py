@@ -14,8 +14,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from src.curation.job import Job, Summary, sole_user
+from src.curation.job import Job, Summary
 from src.curation.scorer import Scorer
+from src.dataset.writers import sole_user
 from src.errors import JobError
 
 ENGINES = ("local", "accelerate", "ray")

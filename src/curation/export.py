@@ -15,12 +15,13 @@ import yaml
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from src.curation.score_table import data_spec, image_limits, read_manifest
+from src.curation.score_table import check_input, data_spec, image_limits, read_manifest
 from src.curation.select import kept_rows, read_facts, scores_of, subset_file
 from src.dataset import exports
 from src.dataset.export_pairs import Naming, Pair, kept_pairs, messages
+from src.dataset.images import FORMATS as IMAGE_FORMATS
 from src.dataset.spec import Layout, inspect
-from src.dataset.writers import remove, sync
+from src.dataset.writers import remove, sole_user, sync
 from src.errors import JobError, RecordError
 
 Format = Literal["csv", "sharegpt", "datasets", "webdataset"]
@@ -94,7 +95,7 @@ def export_subset(
     Every image is decoded once. A pair that cannot be written (its image is damaged or gone, or the format has no
     place for several images) is left out, counted, and named with the reason in ``<name>.left_out.jsonl``;
     ``<name>.export.yaml`` has the rule and the counts. An earlier export of the same name and format is replaced, and
-    nothing else; what is written appears under its name when it is complete.
+    nothing else: the notes list its parts. What is written appears under its name when it is complete.
 
     Args:
         subset: ``subset_ids.parquet`` of select_subset, or its folder.
@@ -105,7 +106,8 @@ def export_subset(
         progress: show a bar.
 
     Raises:
-        JobError: no such selection or data, bad options, other things in the way, nothing that could be written.
+        JobError: no such selection or data, data that has changed since it was scored, bad options, other things in
+            the way (kept images of the data among them), another export into ``output``, nothing that could be written.
     """
     options = options or ExportOptions()
     file = subset_file(subset)
@@ -114,6 +116,15 @@ def export_subset(
         raise JobError(f"{file} does not say which score table it is from; give scores_dir")
     target = Path(output) if output is not None else file.parent / to
     _check(to, options)
+    read_facts(file)
+    manifest = read_manifest(folder)
+    check_input(manifest, data_spec(manifest))
+    target.mkdir(parents=True, exist_ok=True)
+    with sole_user(target):
+        return _export(file, to, target, options, folder, progress)
+
+
+def _export(file: Path, to: Format, target: Path, options: ExportOptions, folder: Path, progress: bool) -> Export:
     rule, manifest = read_facts(file), read_manifest(folder)
     spec = data_spec(manifest)
     layout = inspect(spec)
@@ -121,29 +132,34 @@ def export_subset(
     notes = target / f"{options.name}.export.yaml"
     reasons = target / f"{options.name}.left_out.jsonl"
     parts = [notes.name, *plan.parts, reasons.name]
-    _refuse_strangers(target, parts, to)
-    _refuse_inputs(layout.files.stored, [target / part for part in parts])
+    ours = _earlier_parts(notes, to) & {*parts, f"{IMAGES}/{options.name}"}
+    _refuse_strangers(target, [part for part in parts if part not in ours], to)
+    replaced = [(target / part).resolve() for part in {*parts, *ours}]
+    _refuse_inputs(layout.files.stored, replaced)
     kept = pq.read_metadata(file).num_rows
-    registry = exports.registry_with(target, options.name, plan.parts[0]) if to == "sharegpt" else None
+    if to == "sharegpt":  # now rather than after hours, should it refuse the name
+        exports.registry_with(target, options.name, plan.parts[0])
     staging = target / f".{options.name}.partial"
     remove(staging)
     staging.mkdir(parents=True)
     try:
         with (staging / reasons.name).open("w", encoding="utf-8") as writing:
             log = _Log(writing, file, tqdm(total=kept, desc=to, unit="pair", disable=not progress))
-            pairs = kept_pairs(
-                spec, kept_rows(file), layout, plan.naming, log.leave_out, plan.check, image_limits(manifest)
-            )
+            given = (plan.naming, log.leave_out, plan.check, image_limits(manifest), plan.formats, replaced)
+            pairs = kept_pairs(spec, kept_rows(file), layout, *given)
             plan.write(log.count(pairs), staging)
             log.close()
         if not log.left_out:
             remove(staging / reasons.name)
         counts = {"kept": kept, "written": log.written, "left_out": dict(log.left_out)}
-        facts = {"format": to, "data": spec.path, "scores_dir": str(folder), "rule": rule, **counts}
+        made = [part for part in parts if part == notes.name or (staging / part).exists()]
+        facts = {"format": to, "data": spec.path, "scores_dir": str(folder), "rule": rule, **counts, "parts": made}
         (staging / notes.name).write_text(OmegaConf.to_yaml(facts), encoding="utf-8")
-        _put_in_place(staging, target, parts)
-        if registry is not None:
-            _write_json(target / exports.REGISTRY, registry)
+        for part in ours.difference(made):
+            remove(target / part)
+        _put_in_place(staging, target, made)
+        if to == "sharegpt":  # which others may have written to meanwhile
+            _write_json(target / exports.REGISTRY, exports.registry_with(target, options.name, plan.parts[0]))
     finally:
         remove(staging)
     path = target / plan.parts[0]
@@ -152,13 +168,17 @@ def export_subset(
 
 @dataclass(frozen=True)
 class _Plan:
-    """``parts``: what the export consists of below the output folder, the file or folder for the trainer first."""
+    """``parts``: what the export consists of below the output folder, the file or folder for the trainer first.
+
+    Images of other formats than ``formats`` become PNG.
+    """
 
     parts: tuple[str, ...]
     naming: Naming
     check: Callable[[Pair], object]
     write: Callable[[Iterator[Pair], Path], None]
     image_root: Path | None = None
+    formats: tuple[str, ...] = IMAGE_FORMATS
 
 
 def _plan(to: Format, options: ExportOptions, target: Path, layout: Layout) -> _Plan:
@@ -170,7 +190,13 @@ def _plan(to: Format, options: ExportOptions, target: Path, layout: Layout) -> _
         return _Plan((name,), as_files, check, lambda pairs, at: exports.write_image_dataset(pairs, at / name, talk))
     if to == "webdataset":
         size = options.shard_size
-        return _Plan((name,), as_files, check, lambda pairs, at: exports.write_webdataset(pairs, at / name, size))
+        return _Plan(
+            (name,),
+            as_files,
+            check,
+            lambda pairs, at: exports.write_webdataset(pairs, at / name, size),
+            formats=exports.WEB_FORMATS,
+        )
     copied = layout.encoded or options.copy_images
     if layout.encoded and options.image_root is not None:
         raise JobError("the images lie within the data and become files of the export: image_root cannot be given")
@@ -193,7 +219,8 @@ def _plan(to: Format, options: ExportOptions, target: Path, layout: Layout) -> _
 
     if to == "sharegpt":
         check = partial(messages, question=question)
-    return _Plan((table, f"{IMAGES}/{name}"), naming, check, write, image_root)
+    parts = (table, f"{IMAGES}/{name}") if copied else (table,)
+    return _Plan(parts, naming, check, write, image_root)
 
 
 class _Log:
@@ -244,11 +271,16 @@ def _check(to: str, options: ExportOptions) -> None:
         raise JobError("copied images lie in the export: copy_images and image_root exclude one another")
 
 
-def _refuse_strangers(target: Path, parts: list[str], to: str) -> None:
-    """Refuse to replace what no earlier export of this name and format has written; its notes are the first part."""
+def _earlier_parts(notes: Path, to: str) -> set[str]:
+    """What an earlier export of this name and format has written, which may be replaced."""
     with suppress(OSError, TypeError, KeyError, UnicodeDecodeError, yaml.YAMLError):
-        if yaml.safe_load((target / parts[0]).read_text(encoding="utf-8"))["format"] == to:
-            return
+        facts = yaml.safe_load(notes.read_text(encoding="utf-8"))
+        if facts["format"] == to:
+            return {notes.name, *map(str, facts["parts"])}
+    return set()
+
+
+def _refuse_strangers(target: Path, parts: list[str], to: str) -> None:
     for part in parts:
         if (target / part).exists():
             raise JobError(
@@ -266,13 +298,12 @@ def _put_in_place(staging: Path, target: Path, parts: list[str]) -> None:
     """Move complete parts to their names, the notes first: they say that the others are ours to replace."""
     for part in parts:
         made, place = staging / part, target / part
-        if place.is_dir() or not made.exists():
+        if place.is_dir():
             remove(place)  # a folder cannot be replaced in one step
-        if made.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            for path in [made, *made.glob("*")]:
-                sync(path)
-            made.replace(place)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for path in [made, *made.glob("*")]:
+            sync(path)
+        made.replace(place)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,13 +5,11 @@ is done, ``summary.json``. A killed job goes on where it stopped and ends in the
 shards are written to a temporary name, synced and renamed, and nothing that influences a score crosses their borders.
 """
 
-import fcntl
 import json
 import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import duckdb
 from tqdm import tqdm
 
+from src.curation.score_table import differences, named
 from src.curation.scorer import WINDOW, Scorer
 from src.curation.shards import is_whole, part_path, table_rows, write_shard
 from src.dataset.collate import Pair
@@ -33,10 +32,10 @@ from src.dataset.records import (
     inspect,
     read_records,
 )
+from src.dataset.writers import sole_user
 from src.errors import JobError
 from src.model.checkpoint import locate
 
-_NAMED_CHANGES = 8  # of thousands of files that may have changed
 _VERSIONS = ("torch", "torchvision", "transformers", "tokenizers", "pillow", "numpy", "pyarrow")
 
 
@@ -216,21 +215,6 @@ def _pairs(record: Record) -> list[Pair]:
     return [{"images": record.images, "text": text, "question": record.question} for text in record.texts]
 
 
-@contextmanager
-def sole_user(output: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees with the process, however it ends.
-
-    Raises:
-        JobError: another process holds it.
-    """
-    with (output / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise JobError(f"another job is writing to {output}") from error
-        yield
-
-
 def _manifest(spec: DataSpec, scorer: Scorer, model_path: str, total: int, shard_size: int) -> dict[str, Any]:
     encoder = scorer.encoder
     root = Path(spec.image_root) if spec.image_root else None
@@ -266,31 +250,9 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
         earlier = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise JobError(f"{path} is not readable as JSON: {error}") from error
-    changed = list(_differences(earlier, manifest))
+    changed = list(differences(earlier, manifest))
     if changed:
-        raise JobError(f"{path.parent} holds another job's scores; changed: {_named(changed)}. Use a new output_dir")
-
-
-def check_input(manifest: dict[str, Any], spec: DataSpec) -> None:
-    """Raise JobError if the data set is not, byte for byte, the one that the job of ``manifest`` scored."""
-    now = json.loads(json.dumps(input_fingerprint(spec)))
-    earlier = {key: value for key, value in manifest.get("input", {}).items() if key != "records"}
-    if changed := list(_differences(earlier, now, "input.")):
-        raise JobError(f"{spec.path} has changed since it was scored: {_named(changed)}. Score it again")
-
-
-def _named(changed: Sequence[str]) -> str:
-    more = f"; and {len(changed) - _NAMED_CHANGES} more" if len(changed) > _NAMED_CHANGES else ""
-    return "; ".join(changed[:_NAMED_CHANGES]) + more
-
-
-def _differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in {**now, **earlier}:
-        old, new = earlier.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            yield f"{prefix}{key} (was {old}, now {new})"
+        raise JobError(f"{path.parent} holds another job's scores; changed: {named(changed)}. Use a new output_dir")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from src.curation.job import check_input, sole_user
 from src.curation.measures import MEASURES, OF_IMAGES, Measured, Measurer
 from src.curation.near_duplicates import groups_of_features, groups_of_hashes
-from src.curation.score_table import check_finished, data_spec, image_limits, read_manifest
+from src.curation.score_table import check_finished, check_input, data_spec, image_limits, read_manifest
 from src.dataset.records import inspect, read_records
+from src.dataset.writers import sole_user, sync
 from src.errors import JobError
 from src.model.clip import Clip
 
@@ -40,6 +40,7 @@ class MeasureSummary:
 
     Attributes:
         images: records whose first image was opened; ``unreadable`` counts the others by kind of error.
+        not_finite: images whose CLIP features are not finite numbers: their CLIP score and embedding group are null.
         languages: pairs by language, None for those without one.
         groups: by column, (groups of more than one record, records in them, records of the largest).
     """
@@ -48,6 +49,7 @@ class MeasureSummary:
     records: int = 0
     pairs: int = 0
     images: int = 0
+    not_finite: int = 0
     unreadable: Counter[str] = field(default_factory=Counter)
     languages: Counter[str | None] = field(default_factory=Counter)
     groups: dict[str, tuple[int, int, int]] = field(default_factory=dict)
@@ -57,6 +59,8 @@ class MeasureSummary:
         lines = [f"{self.pairs:,} pairs of {self.records:,} records"]
         if self.images or self.unreadable:
             lines.append(f"{self.images:,} images opened, {self.unreadable.total():,} not{bad}")
+        if self.not_finite:
+            lines.append(f"{self.not_finite:,} not_finite: images whose CLIP features are not finite numbers")
         if self.languages:
             named = [f"{count:,} {code or 'without one'}" for code, count in self.languages.most_common(12)]
             lines.append(f"languages  {', '.join(named)}")
@@ -88,11 +92,12 @@ def measure_pairs(
         load: gives the CLIP model, if it is needed.
         distance: bits in which perceptual hashes of one group may differ, 0 to 16.
         similarity: cosine of image features of one group, above 0 and below 1.
-        facts: kept as JSON in the metadata key ``measures`` of the file.
+        facts: kept as JSON in the metadata key ``measures`` of the file, beside ``input`` of the manifest.
         options: ``languages``, ``batch_size``, ``workers`` of :class:`Measurer`.
 
     Raises:
-        JobError: the scoring job has not finished or its data has changed; a bad option; the folder is in use.
+        JobError: the scoring job has not finished or its data has changed; a bad option; the folder is in use;
+            ``output`` is a folder, a file of the data, or a file of other making.
     """
     if not 0 <= distance <= 16:
         raise JobError(f"phash.distance must be 0 to 16 of 64 bits, not {distance}")
@@ -103,11 +108,12 @@ def measure_pairs(
     spec = data_spec(manifest)
     check_input(manifest, spec)
     layout = inspect(spec)
+    _check_output(Path(output), layout.files.stored)
     measurer = Measurer(measures, load, image_root=layout.root, limits=image_limits(manifest), **options)
     summary = MeasureSummary(Path(output))
     with _workplace(summary.path) as folder:
         seen = _Images(folder)
-        bar = tqdm(total=manifest["input"].get("records"), unit="record", desc="measure", smoothing=0.05)
+        bar = tqdm(total=manifest.get("input", {}).get("records"), unit="record", desc="measure", smoothing=0.05)
         with bar, pq.ParquetWriter(folder / "values.parquet", _schema(measures), compression="zstd") as writer:
             rows: list[dict[str, Any]] = []
             for run in measurer.stream(read_records(spec, layout=layout)):
@@ -129,7 +135,10 @@ def measure_pairs(
             if name in measures
         }
         summary.groups = {column: _sizes(group) for column, group in groups.items()}
-        _write_joined(folder, groups, json.dumps(facts or {})).replace(summary.path)
+        metadata = {"measures": json.dumps(facts or {}), "input": json.dumps(manifest.get("input", {}))}
+        whole = _write_joined(folder, groups, metadata)
+        sync(whole)
+        whole.replace(summary.path)
     return summary
 
 
@@ -164,7 +173,7 @@ class _Images:
         """From positions among the opened images to rows: (records,) the first row of each one's group, -1 for none."""
         rows = np.array(self._rows, np.int64)
         spread = np.full(records, -1, np.int64)
-        spread[rows] = rows[groups]
+        spread[rows] = np.where(groups < 0, -1, rows[groups])
         return spread
 
 
@@ -190,6 +199,7 @@ def _rows(measured: Measured) -> Iterator[dict[str, Any]]:
 def _count(summary: MeasureSummary, measured: Measured, measures: set[str]) -> None:
     summary.records += 1
     summary.pairs += len(measured.ids)
+    summary.not_finite += measured.not_finite
     if measured.error:
         summary.unreadable[measured.error.kind] += 1
     elif measured.record.images and measures & OF_IMAGES:
@@ -204,11 +214,11 @@ def _sizes(group: np.ndarray) -> tuple[int, int, int]:
     return len(several), int(several.sum()), int(sizes.max(initial=0))
 
 
-def _write_joined(folder: Path, groups: dict[str, np.ndarray], facts: str) -> Path:
+def _write_joined(folder: Path, groups: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
     """The values with their groups beside them, in place of the row."""
     values = pq.ParquetFile(folder / "values.parquet")
     kept = [column for column in values.schema_arrow if column.name != "row"]
-    schema = pa.schema([*kept, *(pa.field(column, pa.int64()) for column in groups)], {"measures": facts})
+    schema = pa.schema([*kept, *(pa.field(column, pa.int64()) for column in groups)], metadata)
     path = folder / "measures.parquet"
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in values.iter_batches(BATCH_ROWS):
@@ -216,6 +226,21 @@ def _write_joined(folder: Path, groups: dict[str, np.ndarray], facts: str) -> Pa
             columns = [batch[column.name] for column in kept] + [pa.array(of, mask=of < 0) for of in of_rows]
             writer.write_batch(pa.record_batch(columns, schema=schema))
     return path
+
+
+def _check_output(output: Path, inputs: Sequence[Path]) -> None:
+    """Refuse, before hours of work, to replace what is no earlier file of measures."""
+    if output.is_dir():
+        raise JobError(f"output must be a file, and {output} is a folder")
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise JobError(f"the measures would replace the data {output}; choose another output")
+    if output.exists():
+        try:
+            ours = b"measures" in (pq.read_schema(output).metadata or {})
+        except (OSError, pa.ArrowException):
+            ours = False
+        if not ours:
+            raise JobError(f"{output} is in the way, and is no earlier file of measures; choose another output")
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Measured:
         entropy: of the grey levels of the image, 0 (all alike) to 8 bits.
         phash: 64-bit perceptual hash of the image.
         feature: unit CLIP features of the image, float16 (dim,).
+        not_finite: the CLIP features of the image are not all finite numbers.
         error: why the image could not be opened.
     """
 
@@ -57,6 +58,7 @@ class Measured:
     entropy: float | None = None
     phash: int | None = None
     feature: np.ndarray | None = None
+    not_finite: bool = False
     error: RecordError | None = None
     pixels: Tensor | None = None
 
@@ -150,9 +152,10 @@ class Measurer:
                 of_text.update(zip(some, self.clip.text_features(some).cpu(), strict=True))
         for one, feature in zip(seen, features, strict=True):
             one.pixels = None
+            one.not_finite = not bool(feature.isfinite().all())
             if "clip_score" in self.measures:
                 cosines = [float(feature @ of_text[text]) if text in of_text else None for text in one.texts]
-                one.clip_scores = [None if cosine is None or math.isnan(cosine) else cosine for cosine in cosines]
+                one.clip_scores = [c if c is not None and math.isfinite(c) else None for c in cosines]
             if "embedding_group" in self.measures:
                 one.feature = feature.numpy().astype(np.float16)
         return found

@@ -11,10 +11,11 @@ from typing import Any
 import duckdb
 
 from src.dataset.images import ImageLimits
-from src.dataset.records import DataSpec
+from src.dataset.records import DataSpec, input_fingerprint
 from src.errors import JobError
 
 MEMORY_LIMIT = "1GB"  # above it DuckDB spills to the output folder
+_NAMED_CHANGES = 8  # of thousands of files that may have changed
 NOT_FINITE = "not_finite"  # the status that a pair gets here whose status is ok and whose score is no finite number
 
 
@@ -84,3 +85,32 @@ def data_spec(manifest: dict[str, Any]) -> DataSpec:
         return DataSpec(**manifest["data"])
     except (KeyError, TypeError) as error:
         raise JobError(f"manifest.json does not describe its data: {error}") from error
+
+
+def check_input(manifest: dict[str, Any], spec: DataSpec) -> None:
+    """Raise JobError if the data set is not, byte for byte, the one that the job of ``manifest`` scored.
+
+    A manifest of other making, without ``input``, cannot tell.
+    """
+    if "input" not in manifest:
+        return
+    now = json.loads(json.dumps(input_fingerprint(spec)))
+    earlier = {key: value for key, value in manifest["input"].items() if key != "records"}
+    if changed := list(differences(earlier, now, "input.")):
+        raise JobError(f"{spec.path} has changed since it was scored: {named(changed)}. Score it again")
+
+
+def named(changed: Sequence[str]) -> str:
+    """The first of what changed, in a sentence."""
+    more = f"; and {len(changed) - _NAMED_CHANGES} more" if len(changed) > _NAMED_CHANGES else ""
+    return "; ".join(changed[:_NAMED_CHANGES]) + more
+
+
+def differences(earlier: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Each key of which two manifests have different values, with both."""
+    for key in {**now, **earlier}:
+        old, new = earlier.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key} (was {old}, now {new})"

@@ -14,12 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from src.curation.cuts import create_kept
 from src.curation.rules import Rule
-from src.curation.score_table import NOT_FINITE, connect, data_spec, one_row, open_scores, read_manifest
+from src.curation.score_table import (
+    NOT_FINITE,
+    check_input,
+    connect,
+    data_spec,
+    differences,
+    named,
+    one_row,
+    open_scores,
+    read_manifest,
+)
 from src.curation.sources import SourceLosses, source_losses
 from src.dataset.writers import write_subset
 from src.errors import JobError
@@ -62,6 +73,7 @@ def select_subset(scores_dir: str | Path, output_dir: str | Path, rule: Rule) ->
         JobError: no finished score table, no pair with a score, a value that is not a finite number (unless the rule
             says ``nan: drop``), a bad ``scores_from``, or a rule that keeps nothing.
     """
+    _check_measured(scores_dir, rule)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with open_scores(scores_dir, spill_dir=output) as db:
@@ -95,8 +107,15 @@ def select_subset(scores_dir: str | Path, output_dir: str | Path, rule: Rule) ->
 
 
 def write_kept(scores_dir: str | Path, subset: Path, output_dir: str | Path) -> Path:
-    """The kept rows of the scored data in their own format with a score column; path of the written file."""
-    return write_subset(data_spec(read_manifest(scores_dir)), kept_rows(subset), output_dir)
+    """The kept rows of the scored data in their own format with a score column; path of the written file.
+
+    Raises:
+        JobError: the data has changed since it was scored, or as ``write_subset``.
+    """
+    manifest = read_manifest(scores_dir)
+    spec = data_spec(manifest)
+    check_input(manifest, spec)
+    return write_subset(spec, kept_rows(subset), output_dir)
 
 
 def kept_rows(subset: Path) -> Iterator[tuple[int, list[tuple[int, float]]]]:
@@ -135,6 +154,23 @@ def scores_of(subset: str | Path) -> Path | None:
 def rule_of(facts: dict[str, Any]) -> Rule:
     """The rule in the facts of a selection."""
     return Rule.from_keys({key: value for key, value in facts.items() if key in Rule.__dataclass_fields__})
+
+
+def _check_measured(scores_dir: str | Path, rule: Rule) -> None:
+    """Raise JobError if a file of measures that the rule reads is of other data than was scored."""
+    for inner in (*(rule.all or ()), *(rule.any or ())):
+        _check_measured(scores_dir, inner)
+    try:
+        metadata = pq.read_schema(rule.scores_from).metadata or {} if rule.scores_from else {}
+    except (OSError, pa.ArrowException):
+        return  # what is wrong with it is said where it is read
+    if not {b"measures", b"input"} <= metadata.keys():
+        return  # made elsewhere
+    measured, scored = json.loads(metadata[b"input"]), read_manifest(scores_dir).get("input", {})
+    if changed := list(differences(measured, scored, "input.")):
+        raise JobError(
+            f"{rule.scores_from} measured other data than {scores_dir} scored: {named(changed)}. Measure it again"
+        )
 
 
 def _metadata(subset: Path) -> dict[bytes, bytes]:

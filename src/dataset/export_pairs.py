@@ -1,13 +1,13 @@
 """The kept pairs of a data set as an export wants them: text, score and encoded image, or the reason why it cannot."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from src.dataset.ahead import ahead
 from src.dataset.fields import PLACEHOLDER, Turn
-from src.dataset.images import ImageLimits, encoded_image, locate_image
+from src.dataset.images import FORMATS, ImageLimits, ImageSource, encoded_image, locate_image
 from src.dataset.kept import Kept, pick
 from src.dataset.records import Record, read_records
 from src.dataset.spec import DataSpec, Layout
@@ -106,6 +106,8 @@ def kept_pairs(
     left_out: Callable[[str, RecordError], None],
     check: Callable[[Pair], object],
     limits: ImageLimits | None = None,
+    formats: Collection[str] = FORMATS,
+    replaced: Sequence[Path] = (),
 ) -> Iterator[Pair]:
     """Yield the kept pairs in the order of their rows, their images read and decoded ahead in threads.
 
@@ -117,18 +119,30 @@ def kept_pairs(
         left_out: called with id and reason for each pair that is not yielded.
         check: raises RecordError for a pair that the format cannot hold.
         limits: what an image may measure.
+        formats: what the export can hold; an image of another format becomes a PNG, with the pixels that
+            ``open_image`` gives.
+        replaced: resolved places that the export will clear, where no image of a kept record may lie.
 
     Raises:
-        JobError: as ``read_records``, or a kept row or caption is not there.
+        JobError: as ``read_records``, a kept row or caption is not there, or an image lies below ``replaced``.
     """
+
+    def located(source: ImageSource) -> Path | None:
+        if isinstance(source, Mapping) and source.get("bytes") is None:
+            source = source.get("path") or b""
+        file = locate_image(source, layout.root) if isinstance(source, str | Path) else None
+        for place in replaced:
+            if file is not None and file.is_relative_to(place):
+                raise JobError(f"the export would replace {place}, where the image {file} of the data lies")
+        return file
 
     def pictures(record: Record) -> tuple[Picture, ...]:
         if record.error:
             raise record.error
         found = []
         for number, source in enumerate(record.images):
-            content, kind = encoded_image(source, layout.root, limits)
-            file = locate_image(source, layout.root) if isinstance(source, str | Path) else None
+            file = located(source)
+            content, kind = encoded_image(source, layout.root, limits, formats)
             key = f"{record.row:08d}" + (f"_{number}" if len(record.images) > 1 else "")
             found.append(Picture(content, kind, naming(file, kind, record.row, key)))
         return tuple(found)

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from src.dataset.export_pairs import Pair, Picture, messages
 from src.dataset.fields import Turn
-from src.dataset.images import open_image, png_of
 from src.dataset.saved_datasets import write_saved
 from src.dataset.tars import add_member
 from src.dataset.writers import csv_writer
@@ -87,11 +86,10 @@ def write_image_dataset(pairs: Iterator[Pair], target: Path, conversations: bool
 def write_webdataset(pairs: Iterator[Pair], target: Path, shard_size: int) -> None:
     """Tars ``000000.tar`` ... of samples ``<key>.jpg|png|webp``, ``<key>.txt``, ``<key>.json``.
 
-    The JSON has id, score, source and question, and the messages of a conversation. Images of other formats are
-    written as PNG, with the pixels that ``open_image`` gives.
+    The JSON has id, score, source and question, and the messages of a conversation.
 
     Args:
-        pairs: of one image each.
+        pairs: of one image each, in one of ``WEB_FORMATS``.
         target: the folder, which is made.
         shard_size: samples in a tar.
     """
@@ -103,10 +101,7 @@ def write_webdataset(pairs: Iterator[Pair], target: Path, shard_size: int) -> No
                 facts |= {"source": pair.source, "question": pair.question}
                 if pair.turns:
                     facts["messages"] = [_sharegpt_turn(turn) for turn in pair.turns]
-                content, extension = pair.image.content, pair.image.extension
-                if pair.image.format not in WEB_FORMATS:
-                    content, extension = png_of(open_image(content)), "png"
-                _add(archive, f"{pair.key}.{extension}", content)
+                _add(archive, f"{pair.key}.{pair.image.extension}", pair.image.content)
                 _add(archive, f"{pair.key}.txt", pair.text.encode())
                 _add(archive, f"{pair.key}.json", json.dumps(facts, ensure_ascii=False).encode())
 

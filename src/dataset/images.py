@@ -6,7 +6,7 @@ Nothing of Pillow's global state is changed, so any number of threads may open i
 import hashlib
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -70,11 +70,15 @@ def open_image(source: ImageSource, root: Path | None = None, limits: ImageLimit
 
 
 def encoded_image(
-    source: ImageSource, root: Path | None = None, limits: ImageLimits | None = None
+    source: ImageSource,
+    root: Path | None = None,
+    limits: ImageLimits | None = None,
+    formats: Collection[str] = FORMATS,
 ) -> tuple[bytes, str]:
     """The bytes of an image as they are stored, and which of ``FORMATS`` they are, after decoding them once.
 
-    Arguments and errors are those of ``open_image``. A Pillow image becomes a PNG of what ``open_image`` gives.
+    Arguments and errors are those of ``open_image``. A Pillow image, or one whose format is not among ``formats``,
+    becomes a PNG of what ``open_image`` gives.
     """
     limits = limits or ImageLimits()
     source = _unwrap(source)
@@ -82,9 +86,9 @@ def encoded_image(
         return png_of(_decode(source, "image", limits)), "PNG"
     content, name = _content(source, root, limits)
     image = _identify(content, name, limits)
-    kind = str(image.format)
-    _decode(image, name, limits)
-    return content, "JPEG" if kind == "MPO" else kind  # a JPEG with further pictures behind it
+    kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further pictures behind it
+    decoded = _decode(image, name, limits)
+    return (content, kind) if kind in formats else (png_of(decoded), "PNG")
 
 
 def png_of(image: Image.Image) -> bytes:

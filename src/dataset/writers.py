@@ -1,12 +1,14 @@
 """Write the kept rows of a data set in the data set's own format and files, with its scores."""
 
 import csv
+import fcntl
 import io
 import json
 import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -138,6 +140,21 @@ def sync(path: Path) -> None:
     if path.is_file():
         with path.open("rb+") as file:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def sole_user(output: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees with the process, however it ends.
+
+    Raises:
+        JobError: another process holds it.
+    """
+    with (output / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise JobError(f"another job is writing to {output}") from error
+        yield
 
 
 def remove(path: Path) -> None:

@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from src.curation.job import check_input
-from src.curation.score_table import data_spec, read_manifest
+from src.curation.score_table import check_input, data_spec, read_manifest
 from src.curation.select import kept_rows, scores_of, subset_file
 from src.dataset import rows
 from src.dataset.arrow_cache import ERRORS, IMAGE, build_table, checked, image_entry, is_built, open_table

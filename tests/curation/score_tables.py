@@ -13,6 +13,7 @@ from PIL import Image
 
 from src.curation.rules import Rule
 from src.curation.select import select_subset
+from src.dataset.records import DataSpec, input_fingerprint
 
 SCHEMA = pa.schema(
     [
@@ -63,7 +64,7 @@ def write_scores(folder: Path, rows: list[dict[str, Any]], data: dict[str, Any] 
         pq.write_table(table.slice(start, stop - start), folder / "scores" / f"part-{number:05d}.parquet")
     manifest = {
         "data": data or {"path": "data.csv"},
-        "input": {"name": "data.csv", "bytes": 1},
+        "input": input_fingerprint(DataSpec(**data)) if data and Path(data["path"]).exists() else {"name": "data.csv"},
         "model": "assets/nano/scorer",
         "template": "answer",
         "position_scheme": "mrope",

@@ -1,12 +1,15 @@
 """One record of each group of alike ones, and languages: by hand; test_rules.py has them beside all other keys."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from python_script.select_subset import DEFAULT_CONFIG, SelectConfig, main
 from src.config import load_config
-from src.curation.select import read_facts
+from src.curation.rules import Rule
+from src.curation.select import read_facts, select_subset
 from src.errors import JobError
 from tests.curation.score_tables import kept, pair, write_pictures, write_scores
 
@@ -48,3 +51,25 @@ def test_program_finds_the_measures_beside_the_scores(tmp_path, capsys):
     main(load_config(SelectConfig, DEFAULT_CONFIG, [*words[:2], "any=[{fraction: 0.2}, {all: [{language: fr}]}]"]))
     assert pq.read_table(job / "subset_ids.parquet")["id"].to_pylist() == ["4", "5"]
     capsys.readouterr()
+
+
+def test_measures_of_other_data_and_pairs_without_a_row_are_refused(tmp_path):
+    rows = [pair(n, float(n)) for n in range(3)]
+    job = write_scores(tmp_path / "job", rows)
+    file = tmp_path / "measures.parquet"
+
+    def keep(ids: list[str], measured: str, **keys) -> int:
+        facts = {"measures": "{}", "input": json.dumps({"name": measured})}
+        columns = {"id": ids, "look": [None] * len(ids), "language": [None, "en", "en"][: len(ids)]}
+        table = pa.table(columns, schema=pa.schema({"id": "string", "look": "int64", "language": "string"}))
+        pq.write_table(table.replace_schema_metadata(facts), file)
+        return select_subset(job, tmp_path / "out", Rule.from_keys(keys, str(file))).kept
+
+    ids = [row["id"] for row in rows]
+    assert keep(ids, "data.csv", unique="look") == 3  # no value is no reason to refuse
+    assert keep(ids, "data.csv", language="en") == 2
+    with pytest.raises(JobError, match=r"measured other data than .* input.name \(was other.csv, now data.csv\)"):
+        keep(ids, "other.csv", any=[{"language": "en"}, {"fraction": 0.5}])
+    for key, value in (("unique", "look"), ("language", "en")):
+        with pytest.raises(JobError, match="has no row for 1 scored pairs, pair-00002 the first"):
+            keep(ids[:2], "data.csv", **{key: value})

@@ -187,7 +187,9 @@ def test_jobs_that_cannot_be_measured_are_refused(job, tmp_path):
     with pytest.raises(JobError, match="py3langid does not know xx; it knows"):
         measure(job, measures=["language"], languages=["en", "xx"])
     changed = write_scores(tmp_path / "changed", [pair(0, 1.0)], write_pictures(tmp_path / "data", ["a lake ."]))
-    with pytest.raises(JobError, match=r"has changed since it was scored: input.bytes \(was 1, now"):
+    with (tmp_path / "data" / "data.csv").open("a", encoding="utf-8") as file:
+        file.write("1.png,a new caption,place 1\n")
+    with pytest.raises(JobError, match=r"has changed since it was scored: input.bytes \(was \d+, now"):
         measure(changed, measures=["phash"])
     unfinished = shutil.copytree(job, tmp_path / "unfinished")
     (unfinished / "summary.json").unlink()
@@ -220,3 +222,42 @@ def test_languages_of_short_captions(text, code):
 def test_a_single_candidate_takes_all_that_has_letters():
     assert identifier(("en",))("ein See .") == ("en", pytest.approx(1))
     assert identifier(("en",))("12 .") is None
+
+
+def test_features_that_are_not_finite_give_null(job, tmp_path, clip_path):
+    def load():
+        clip = load_clip(clip_path, "cpu")
+        whole = clip.image_features
+        clip.image_features = lambda pixels: whole(pixels).index_fill(0, torch.tensor([1]), float("nan"))
+        return clip
+
+    made = ["clip_score", "phash", "embedding_group"]
+    summary = measure_pairs(job, tmp_path / "m.parquet", made, load, batch_size=16)
+    assert summary.not_finite == 1
+    assert "1 not_finite" in str(summary)
+    found = pq.read_table(summary.path).to_pylist()
+    assert [row["clip_score"] is None for row in found] == [n in (2, 3, 18, 19) for n in range(20)]
+    assert [row["embedding_group"] is None for row in found] == [n in (2, 3, 18, 19) for n in range(20)]
+    assert [row["phash_group"] for row in found[::2]] == [0, 1, 2, 3, 4, 5, 0, 0, 1, None]
+
+
+def test_only_earlier_measures_are_replaced(job, tmp_path):
+    data = job.parent / "data.parquet"
+    before = data.read_bytes()
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"id": ["mine"]}), other)
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("mine")
+    for output, message in (
+        (tmp_path, "is a folder"),
+        (data, "would replace the data"),
+        (other, "is no earlier file of measures"),
+        (thesis, "is no earlier file of measures"),
+    ):
+        with pytest.raises(JobError, match=message):
+            measure_pairs(job, output, ["phash"], no_clip)
+    assert (data.read_bytes(), thesis.read_text()) == (before, "mine")
+    for _ in range(2):
+        measure_pairs(job, tmp_path / "m.parquet", ["language"], no_clip)
+    stored = json.loads(pq.read_schema(tmp_path / "m.parquet").metadata[b"input"])
+    assert stored == json.loads((job / "manifest.json").read_text())["input"]

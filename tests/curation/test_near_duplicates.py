@@ -54,8 +54,10 @@ def test_many_copies_of_one_image_cost_no_more_than_one():
     assert (groups_of_hashes(hashes, 6) == np.repeat([0, 300_000], 300_000)).all()
 
 
+@pytest.mark.parametrize("finds", [1, 2**24])
 @pytest.mark.parametrize("flat", [0, 10_000])
-def test_features_are_grouped_as_by_the_twin(monkeypatch, flat, tmp_path):
+def test_features_are_grouped_as_by_the_twin(monkeypatch, flat, finds, tmp_path):
+    monkeypatch.setattr(near_duplicates, "_FINDS", finds)
     monkeypatch.setattr(near_duplicates, "FLAT_FEATURES", flat)
     monkeypatch.setattr(near_duplicates, "_FEATURE_QUERIES", 64)
     rng = np.random.default_rng(0)
@@ -73,3 +75,18 @@ def test_features_are_grouped_as_by_the_twin(monkeypatch, flat, tmp_path):
 def test_few_or_no_features_are_grouped():
     assert groups_of_features(np.empty((0, 1), np.float16), 0.9).tolist() == []
     assert groups_of_features(np.ones((1, 4), np.float16), 0.9).tolist() == [0]
+
+
+def test_features_without_a_direction_are_in_no_group():
+    features = np.array([[0, 0], [1, 0], [np.nan, 1], [np.inf, 1], [2, 0], [0, 1]], np.float16)
+    assert groups_of_features(features, 0.9).tolist() == [-1, 1, -1, -1, 1, 5]
+    assert groups_of_features(features[[0, 2]], 0.9).tolist() == [-1, -1]
+
+
+def test_equal_features_cost_no_more_than_one(monkeypatch):
+    searched = []
+    unit = near_duplicates._unit
+    monkeypatch.setattr(near_duplicates, "_unit", lambda rows: searched.append(len(rows)) or unit(rows))
+    features = np.tile(np.array([[0, 1], [1, 0], [0, 1]], np.float16), (50_000, 1))
+    assert (groups_of_features(features, 0.9) == np.tile([0, 1, 0], 50_000)).all()
+    assert sum(searched) == 4  # two added, two looked up

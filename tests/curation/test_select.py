@@ -167,3 +167,14 @@ def test_program_writes_everything_beside_the_scores(tmp_path, capsys):
     assert "9 ok + 1 errors = 10 pairs; kept 3 (33.3% of ok)" in capsys.readouterr().out
     made = {"subset_ids.parquet", "rule.yaml", "kept.csv", "report.html"}
     assert made == {path.name for path in job.iterdir()} - {"scores", "manifest.json", "summary.json"}
+
+
+def test_data_that_changed_since_scoring_is_not_kept(tmp_path):
+    data = write_pictures(tmp_path / "data", ["a", "b"])
+    job = write_scores(tmp_path / "job", [pair(n, float(n)) for n in range(2)], data)
+    subset = select_subset(job, tmp_path / "out", Rule(fraction=0.5)).path
+    path = tmp_path / "data" / "data.csv"
+    path.write_text(path.read_text().replace("0.png", "9.png"))
+    with pytest.raises(JobError, match=r"data\.csv has changed since it was scored: input\..*blake2b"):
+        write_kept(job, subset, tmp_path / "out")
+    assert not (tmp_path / "out" / "kept.csv").exists()
