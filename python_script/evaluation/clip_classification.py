@@ -10,9 +10,10 @@ import argparse
 from pathlib import Path
 
 from src.config import exit_on_job_error
-from src.evaluation.class_sets import find_sets, prompts_of
+from src.evaluation.class_sets import find_sets, prompts_of, set_name
 from src.evaluation.flags import add_feature_flags, load_store
-from src.evaluation.zero_shot import evaluate_set
+from src.evaluation.results import result_path
+from src.evaluation.zero_shot import TASK, evaluate_set
 from src.evaluation.zero_shot_page import write_picture
 
 FORMS = ("png", "html", "svg")
@@ -31,9 +32,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_on_job_error():
         folders = find_sets(args.image_root)
-        if args.templates:  # a slip in them shows before the model is loaded
-            prompts_of("", args.templates)
+        for folder in folders if args.templates else ():  # a slip in them shows before the model is loaded
+            prompts_of(set_name(folder), args.templates)
         store = load_store(args)
+        for folder in folders:
+            result_path(args.output_path, TASK, set_name(folder), store.clip.path, {"images": str(folder)})
         for folder in folders:
             result = evaluate_set(store, folder, args.templates)
             path = result.write(args.output_path)

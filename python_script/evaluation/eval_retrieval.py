@@ -12,9 +12,10 @@ import argparse
 from pathlib import Path
 
 from src.config import exit_on_job_error
-from src.dataset.records import DataSpec, resolve_root
+from src.dataset.records import DataSpec
 from src.evaluation.flags import add_feature_flags, load_store
-from src.evaluation.retrieval_set import evaluate_retrieval
+from src.evaluation.results import result_path
+from src.evaluation.retrieval_set import TASK, data_name, data_settings, evaluate_retrieval
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,14 +27,16 @@ def main(argv: list[str] | None = None) -> None:
     add("--recall_k", type=int, nargs="+", default=[1, 5, 10], metavar="K", help="(default 1 5 10)")
     add("--image_column", default="filepath", help="column of images (%(default)s)")
     add("--target_column", default="title", help="column of captions or lists of them (%(default)s)")
-    add("--name", help="of the set in the result (default: the name of DATA)")
+    add("--name", help="of the set in the result (default: the name of DATA, without wildcards)")
     add_feature_flags(parser)
     args = parser.parse_args(argv)
     with exit_on_job_error():
         root = args.data_root or ("data" if Path("data").is_dir() else None)
         spec = DataSpec(args.target_root, root, args.image_column, args.target_column)
-        resolve_root(spec)  # what is wrong with the data set shows before the model is loaded
-        result = evaluate_retrieval(load_store(args), spec, tuple(args.recall_k), args.name)
+        settings = data_settings(spec)  # what is wrong with the data set shows before the model is loaded
+        store = load_store(args)
+        result_path(args.output_dir, TASK, args.name or data_name(spec.path), store.clip.path, settings)
+        result = evaluate_retrieval(store, spec, tuple(args.recall_k), args.name)
         print(result, result.write(args.output_dir), sep="\n")
 
 

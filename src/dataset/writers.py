@@ -158,8 +158,8 @@ def sole_user(output: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it, if there is one."""
-    if path.is_dir():
+    """Remove a file, a folder with all that is in it, or a link alone, if there is one."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
 

@@ -89,7 +89,7 @@ def prompts_of(name: str, templates: Sequence[str] = ()) -> Prompts:
         templates: used instead of the set's own; or the path of one YAML file in the form of ``class_sets.yaml``.
 
     Raises:
-        JobError: a template without ``{}``, or a file that is not in that form.
+        JobError: a template without ``{}``, or a file that is not in that form or has no templates for the set.
     """
     if len(templates) == 1 and templates[0].endswith((".yaml", ".yml")):
         return _look_up(name, _read(Path(templates[0])))
@@ -118,7 +118,7 @@ def find_sets(roots: Sequence[str | Path]) -> list[Path]:
 
 
 def read_set(folder: str | Path) -> ClassSet:
-    """List the images of a set, those in folders below a class's folder included; hidden files are none.
+    """List the images of a set, those in folders below a class's folder included; hidden files and folders are none.
 
     Raises:
         JobError: no such folder, no class folders, or no images in any of them.
@@ -133,7 +133,7 @@ def read_set(folder: str | Path) -> ClassSet:
     labels: list[int] = []
     others = 0
     for label, name in enumerate(classes):
-        files = [p for p in sorted((folder / name).rglob("*")) if not p.name.startswith(".") and not p.is_dir()]
+        files = [path for path in sorted((folder / name).rglob("*")) if not _hidden(path, folder) and not path.is_dir()]
         images = [path for path in files if path.suffix.lower() in _IMAGES]
         if not images:
             _log.warning("%s has no images", folder / name)
@@ -143,6 +143,11 @@ def read_set(folder: str | Path) -> ClassSet:
     if not paths:
         raise JobError(f"{folder} holds no images")
     return ClassSet(set_name(folder), folder, tuple(classes), tuple(paths), tuple(labels), others)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    """Whether a file, or a folder that it lies in below another, is hidden."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 @cache
@@ -169,7 +174,10 @@ def _is_entry(entry: Any) -> bool:
 
 def _look_up(name: str, content: Mapping[str, Any], warn: bool = True) -> Prompts:
     entry = {str(key).casefold(): value for key, value in content.get("sets", {}).items()}.get(name.casefold())
+    templates = tuple((entry or {}).get("templates") or content.get("templates", []))
+    if not templates:
+        raise JobError(f"no templates for the set {name!r}: give it some, or general ones")
     if entry is None and warn:
         _log.warning("no prompts are known for the set %r: it gets the general templates", name)
     names = {str(folder).casefold(): str(words) for folder, words in (entry or {}).get("names", {}).items()}
-    return Prompts(tuple((entry or {}).get("templates") or content.get("templates", [])), names)
+    return Prompts(templates, names)

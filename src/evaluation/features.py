@@ -29,6 +29,7 @@ from src.errors import JobError, RecordError
 from src.model.clip import Clip
 
 _GRID = 2.0**24
+_ABSENT = "absent"  # the end of the state of an image whose file cannot be found
 _log = logging.getLogger(__name__)
 
 
@@ -59,7 +60,8 @@ class FeatureStore:
     Attributes:
         batch_size: images in a forward pass.
         workers: threads that decode.
-        cache: folder that keeps features, one file per model and list of images or texts; None: none are kept.
+        cache: folder that keeps features, one file per model and list of images or texts; None: none are kept. Those
+            of a list in which an image could not be read for a reason that may pass are not kept.
         progress: whether bars are shown.
     """
 
@@ -83,6 +85,9 @@ class FeatureStore:
             states: :func:`image_state` of each, by which the kept features are found.
             sources: gives the images themselves, read one after the other and only if nothing is kept.
             root: as of :func:`src.dataset.images.open_image`.
+
+        Raises:
+            JobError: fewer images come than there are states.
         """
         return self._kept("image", states, lambda: self._encode_images(sources(), len(states), root))
 
@@ -123,6 +128,8 @@ class FeatureStore:
                     batch = {}
                 number += 1
                 bar.update()
+        if number < total:
+            raise JobError(f"{total} images were listed, but {number} came: has the data set changed?")
         for index in (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist():
             errors[index] = RecordError("not_finite", "the model gives no finite features; try another dtype")
             vectors[index] = 0
@@ -143,7 +150,7 @@ class FeatureStore:
     def _bar(self, total: int, unit: str) -> tqdm:
         return tqdm(total=total, unit=unit, desc=f"{unit} features", disable=not self.progress)
 
-    def _kept(self, kind: str, content: Iterable[str], find: Callable[[], Features]) -> Features:
+    def _kept(self, kind: str, content: Sequence[str], find: Callable[[], Features]) -> Features:
         if self.cache is None:
             return find()
         digest = hashlib.blake2b(digest_size=12)
@@ -156,7 +163,11 @@ class FeatureStore:
             except (SafetensorError, OSError, ValueError, KeyError) as error:
                 _log.warning("%s is damaged (%s): found anew", path, error)
         features = find()
-        _save(features, path)
+        passing = [error for index, error in features.errors.items() if _may_pass(error, content[index])]
+        if passing:
+            _log.warning("features are not kept: %d images may be readable another time (%s)", len(passing), passing[0])
+        else:
+            _save(features, path)
         return features
 
 
@@ -173,8 +184,15 @@ def image_state(source: ImageSource, root: Path | None = None) -> str:
     try:
         status = Path(key.removeprefix("path:")).stat()
     except (OSError, ValueError):
-        return f"{key} absent"
+        return f"{key} {_ABSENT}"
     return f"{key} {status.st_size} {status.st_mtime_ns}"
+
+
+def _may_pass(error: RecordError, state: str) -> bool:
+    """Whether an image may be usable next time while its state stays: the system failed, and not the file."""
+    cause = error.__cause__
+    failed = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+    return failed and not state.endswith(f" {_ABSENT}")  # a file that comes back has another state
 
 
 def _save(features: Features, path: Path) -> None:

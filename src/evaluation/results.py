@@ -38,6 +38,8 @@ SCHEMA = 1
 UNUSABLE_SHOWN = 100  # records named in the details
 _VERSIONS = ("torch", "torchvision", "transformers", "open_clip_torch", "pillow", "numpy")
 _RESAMPLES = 1000
+_PATHS = ("data", "image_root", "images")
+_DATA = (*_PATHS, "image_column", "text_column")  # settings that say what was measured, where a task has them
 
 Metric = dict[str, Any]
 
@@ -55,8 +57,12 @@ class Result:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def write(self, folder: str | Path) -> Path:
-        """Write ``<model>__<set>__<task>.json``, whole or not at all; its path."""
-        path = Path(folder) / ("__".join(map(_file_part, (self.model, self.set, self.task))) + ".json")
+        """Write the file, whole or not at all, in the place of an earlier one of the same data; its path.
+
+        Raises:
+            JobError: as :func:`result_path`.
+        """
+        path = result_path(folder, self.task, self.set, self.model, self.settings)
         path.parent.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), **{package: version(package) for package in _VERSIONS}}
         content = {"schema": SCHEMA, **asdict(self), "versions": versions}
@@ -73,6 +79,22 @@ class Result:
         kinds = "".join(f", {count:,} {kind}" for kind, count in self.counts["errors"].items())
         head = f"{self.set}: {self.counts['ok']:,} ok + {wrong:,} errors = {self.counts['records']:,} records{kinds}"
         return "\n".join([head, *lines])
+
+
+def result_path(folder: str | Path, task: str, set_name: str, model: str, settings: Mapping[str, Any]) -> Path:
+    """Where a result is written: ``<model>__<set>__<task>.json``. May be asked before the work is done.
+
+    Raises:
+        JobError: a result of other data is there already, by its settings.
+    """
+    path = Path(folder) / ("__".join(map(_file_part, (model, set_name, task))) + ".json")
+    there = _read(path) if path.exists() else None
+    earlier = there.settings if there else {}
+    for key in _DATA:
+        old, new = earlier.get(key), settings.get(key)
+        if old and new and old != new and not (key in _PATHS and Path(old).resolve() == Path(new).resolve()):
+            raise JobError(f"{path} is of other data ({key} {old}, not {new}); give another --output, or a --name")
+    return path
 
 
 def read_results(folders: Sequence[str | Path]) -> list[Result]:

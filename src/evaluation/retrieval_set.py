@@ -5,6 +5,7 @@ belong to several images. Nothing is dropped in silence: an image that cannot be
 captions that have no other; a blank caption is no query, but its image is one.
 """
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from src.errors import JobError, RecordError
 from src.evaluation.features import Features, FeatureStore, image_state
 from src.evaluation.results import UNUSABLE_SHOWN, Result
 from src.evaluation.retrieval import NEVER, places, recalls
+
+TASK = "retrieval"
+_WILD = re.compile(r"\{[^{}]*\}|\[[^\[\]]*\]|[*?]+")
 
 
 @dataclass
@@ -103,7 +107,7 @@ def evaluate_retrieval(
         store: of the model; its device compares too.
         spec: any format of :mod:`src.dataset.records`; conversations have no captions.
         ks: numbers from 1 on.
-        name: of the set in the result; by default that of the file or folder.
+        name: of the set in the result; by default :func:`data_name`.
 
     Raises:
         JobError: the data set cannot be read or holds nothing to retrieve, or a k below 1.
@@ -116,16 +120,13 @@ def evaluate_retrieval(
     texts = store.texts(data.captions)
     image_places, text_places = _places(store, images, texts, data.pairs)
     return Result(
-        task="retrieval",
-        set=name or Path(spec.path).stem,
+        task=TASK,
+        set=name or data_name(spec.path),
         model=store.clip.path,
         metrics=recalls(image_places, text_places, data.pairs, ks),
         counts=_counts(data, images),
         settings={
-            "data": spec.path,
-            "image_root": str(data.root),
-            "image_column": spec.image_column,
-            "text_column": spec.text_column,
+            **data_settings(spec),
             "recall_k": list(ks),
             "dtype": str(store.clip.dtype).removeprefix("torch."),
             "device": str(store.clip.device),
@@ -133,6 +134,31 @@ def evaluate_retrieval(
         },
         details={"unusable": _unusable(data, images)},
     )
+
+
+def data_name(path: str) -> str:
+    """The name of a file or folder; of a pattern its fixed words, or else those of the nearest folder that has some.
+
+    ``RSICD/test.csv`` is "test", ``RSICD/train-*.parquet`` is "train", and ``RSICD/*.tar`` is "RSICD".
+    """
+    given = Path(path).absolute()
+    if given.exists():
+        return given.name if given.is_dir() else given.stem
+    pattern = Path(_WILD.sub("*", str(given)))
+    for part in (pattern.stem, *reversed(pattern.parent.parts)):
+        if words := [word for text in part.split("*") if (word := text.strip("-_. /"))]:
+            return "-".join(words)
+    return given.stem
+
+
+def data_settings(spec: DataSpec) -> dict[str, Any]:
+    """What a result says about its data. Raises JobError as :func:`src.dataset.records.resolve_root`."""
+    return {
+        "data": spec.path,
+        "image_root": str(resolve_root(spec)),
+        "image_column": spec.image_column,
+        "text_column": spec.text_column,
+    }
 
 
 def _places(store: FeatureStore, images: Features, texts: Features, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

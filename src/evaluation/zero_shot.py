@@ -18,6 +18,7 @@ from src.evaluation.features import FeatureStore, exact_unit, image_state
 from src.evaluation.results import UNUSABLE_SHOWN, Result, share, with_interval
 from src.model.clip import Clip
 
+TASK = "zero_shot"
 TOP = 5
 _CHUNK = 65536  # images compared with all classes at a time
 _RESAMPLES = 2000
@@ -115,7 +116,7 @@ def evaluate_set(store: FeatureStore, folder: str | Path, templates: Sequence[st
         )
     measured = measure(predictions, places, labels, len(names))
     return Result(
-        task="zero_shot",
+        task=TASK,
         set=images.name,
         model=store.clip.path,
         metrics=measured["metrics"],

@@ -9,9 +9,11 @@
 """
 
 import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +28,9 @@ from src.model.checkpoint import locate
 NANO_CLIP = "assets/nano/clip"  # ships with the project; found from any working directory
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 _CHECKPOINTS = (".pt", ".pth", ".bin", ".safetensors")
+_LIBRARIES = ("torch", "torchvision", "pillow")  # decide about features beside the model's own
+# of a configuration: where and by what it was saved, and the type of weights, which the weights themselves tell
+_NOT_ARCHITECTURE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 class Clip(ABC):
@@ -35,9 +40,11 @@ class Clip(ABC):
         path: where it was loaded from.
         model: the model of the library that it comes from.
         backend: ``transformers`` or ``open_clip``.
+        package: what the library is installed as.
     """
 
     backend: ClassVar[str]
+    package: ClassVar[str]
 
     def __init__(self, path: str, model: nn.Module):
         self.path = path
@@ -59,12 +66,14 @@ class Clip(ABC):
         return float(self.model.logit_scale.detach().exp())
 
     def fingerprint(self) -> str:
-        """Digest of all that features depend on: weights and their type, preprocessing and tokeniser."""
+        """Digest of what features depend on: weights, architecture, preprocessing, tokeniser, versions of libraries."""
         digest = hashlib.blake2b(digest_size=12)
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        digest.update(f"{self.backend} {self._settings()}".encode())
+        architecture = json.dumps(_architecture_only(self._config()), sort_keys=True, default=str)
+        versions = [f"{package} {version(package)}" for package in (self.package, *_LIBRARIES)]
+        digest.update(f"{self.backend} {architecture} {self._settings()} {versions}".encode())
         return digest.hexdigest()
 
     @abstractmethod
@@ -89,6 +98,10 @@ class Clip(ABC):
     def _encode_texts(self, texts: list[str]) -> Tensor: ...
 
     @abstractmethod
+    def _config(self) -> dict[str, Any]:
+        """The architecture, as far as weights do not show it: activation, number of heads ..."""
+
+    @abstractmethod
     def _settings(self) -> str:
         """What preprocessing and tokeniser do, as text."""
 
@@ -96,7 +109,7 @@ class Clip(ABC):
 class TransformersClip(Clip):
     """``CLIPModel``, ``SiglipModel`` and their kin, with the processor saved beside them."""
 
-    backend = "transformers"
+    backend = package = "transformers"
 
     def __init__(self, path: str, model: nn.Module, processor: Any):
         super().__init__(path, model)
@@ -118,6 +131,9 @@ class TransformersClip(Clip):
         tokens = self.processor.tokenizer(texts, return_tensors="pt", **self._padding).to(self.device)
         return self.model.get_text_features(**{key: tokens[key] for key in self._keys}).pooler_output
 
+    def _config(self) -> dict[str, Any]:
+        return self.model.config.to_dict()
+
     def _settings(self) -> str:
         words = sorted(self.processor.tokenizer.get_vocab().items())
         return f"{self.processor.image_processor.to_json_string()} {words} {self._padding}"
@@ -126,7 +142,7 @@ class TransformersClip(Clip):
 class OpenClip(Clip):
     """A model of open_clip, with its transform, its tokeniser, and its ``config`` (open_clip's ``model_cfg``)."""
 
-    backend = "open_clip"
+    backend, package = "open_clip", "open_clip_torch"
 
     def __init__(self, path: str, model: nn.Module, transform: Any, tokenizer: Any, config: dict[str, Any]):
         super().__init__(path, model)
@@ -140,6 +156,9 @@ class OpenClip(Clip):
 
     def _encode_texts(self, texts: list[str]) -> Tensor:
         return self.model.encode_text(self.tokenizer(texts).to(self.device))
+
+    def _config(self) -> dict[str, Any]:
+        return self.config
 
     def _settings(self) -> str:
         probe = self.tokenizer(["Two planes, a runway: 12 % of it is grey."]).tolist()
@@ -204,6 +223,13 @@ def _load_open_clip(name: str, device: str, dtype: Any) -> Clip:
     except Exception as error:  # of a damaged file or odd settings the library raises nearly anything
         raise JobError(f"open_clip cannot load {name!r}: {_reason(error)}") from error
     return OpenClip(name, model.to(dtype), transform, tokenizer, open_clip.get_model_config(architecture))
+
+
+def _architecture_only(config: Any) -> Any:
+    """A configuration without what does not change features, at any depth."""
+    if not isinstance(config, dict):
+        return config
+    return {str(key): _architecture_only(value) for key, value in config.items() if key not in _NOT_ARCHITECTURE}
 
 
 def _reason(error: Exception) -> str:

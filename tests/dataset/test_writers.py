@@ -198,3 +198,15 @@ def test_writing_needs_little_memory(tmp_path, suffix):
     tracemalloc.stop()
     assert peak < 6_000_000
     assert sum(1 for _ in read_records(DataSpec(str(target)))) == 5_000
+
+
+def test_a_link_in_the_place_of_the_subset_is_replaced_and_its_folder_left(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.csv").write_text("filename,title\na.png,b\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "old.csv").write_text("old")
+    (tmp_path / "kept").symlink_to(tmp_path / "elsewhere")
+    target = write_subset(DataSpec(str(tmp_path / "in")), [(0, [(0, 1.0)])], tmp_path)
+    assert not target.is_symlink()
+    assert [path.name for path in target.iterdir()] == ["a.csv"]
+    assert (tmp_path / "elsewhere" / "old.csv").read_text() == "old"

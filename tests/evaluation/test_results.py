@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,21 @@ def test_results_are_read_as_they_were_written(tmp_path):
     (tmp_path / "other.json").write_text('{"some": "file"}')
     assert len(read_results([tmp_path])) == 6
     assert read_results([tmp_path, tmp_path]) == read_results([tmp_path])
+
+
+def test_a_result_of_other_data_is_not_replaced(tmp_path, monkeypatch):
+    def of(**settings) -> Result:
+        return replace(result("m", "test"), settings=settings)
+
+    monkeypatch.chdir(tmp_path)
+    path = of(data="RSICD/test.csv", text_column="title", batch_size=8).write("out")
+    written = path.read_bytes()
+    for other in ({"data": "RSITMD/test.csv"}, {"data": "RSICD/test.csv", "text_column": "raw"}):
+        with pytest.raises(JobError, match=r"other data .* give another --output, or a --name"):
+            of(**other).write("out")
+    assert path.read_bytes() == written
+    of(data=str(tmp_path / "RSICD" / "test.csv"), text_column="title", batch_size=9).write("out")  # the same file
+    assert path.read_bytes() != written
 
 
 def test_doubles_and_unknown_schemas_are_refused(tmp_path):

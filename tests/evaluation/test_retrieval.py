@@ -1,6 +1,7 @@
 """Recall at k against fixtures, a slow twin with the whole matrix, and by hand; the program on tables of images."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from python_script.evaluation import eval_retrieval
 from src.dataset.records import DataSpec
 from src.dataset.scenes import make_scene, png_bytes
 from src.errors import JobError
-from src.evaluation.features import FeatureStore, exact_unit
+from src.evaluation.features import FeatureStore, exact_unit, image_state
 from src.evaluation.retrieval import NEVER, places, recalls
-from src.evaluation.retrieval_set import evaluate_retrieval
+from src.evaluation.retrieval_set import data_name, evaluate_retrieval
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "metrics" / "retrieval.json").read_text())
 
@@ -147,6 +148,58 @@ def test_what_cannot_be_used_misses_and_is_counted(clip, pictures, tmp_path):
     lost = write_table(tmp_path / "lost.csv", [("none.png", "nothing")])
     with pytest.raises(JobError, match="none of 1 images"):
         evaluate_retrieval(FeatureStore(clip, progress=False), DataSpec(str(lost), str(pictures), "filepath"))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("RSICD/test.csv", "test"), ("RSICD", "RSICD"), ("RSICD/*.tar", "RSICD"), ("RSICD/{train,val}.csv", "RSICD"),
+        ("RSICD/train-*.parquet", "train"), ("RSICD/shard-{000..012}.tar", "shard"), ("RSICD/**/[0-9]*.tar", "RSICD"),
+        ("RSICD/part-?-of-3.csv", "part-of-3"), ("v1.2", "v1.2"),
+    ],
+)  # fmt: skip
+def test_patterns_have_sensible_names(path, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v1.2").mkdir()
+    assert data_name(path) == name
+
+
+def test_features_with_errors_that_may_pass_are_not_kept(clip, pictures, tmp_path, monkeypatch, caplog):
+    paths = sorted(pictures.iterdir())[:3]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    paths += [tmp_path / "broken.png", tmp_path / "none.png"]
+    states = [image_state(path) for path in paths]
+    store = FeatureStore(clip, cache=tmp_path / "cache", progress=False)
+    read = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path == paths[1].resolve():
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fail)
+        assert list(store.images(states, lambda: paths).errors) == [1, 3, 4]
+    assert "1 images may be readable another time" in caplog.text
+    found = store.images(states, lambda: paths)
+    assert list(found.errors) == [3, 4]
+    assert torch.equal(store.images(states, list).vectors, found.vectors)  # kept: no image is asked for
+    with pytest.raises(JobError, match="5 images were listed, but 4 came"):
+        FeatureStore(clip, progress=False).images(states, lambda: paths[:4])
+
+
+def test_the_program_refuses_to_replace_other_data(tiny, pictures, tmp_path, capsys):
+    for folder in ("RSICD", "RSITMD"):
+        (tmp_path / folder).mkdir()
+        table = write_table(tmp_path / folder / "test.csv", ROWS)
+    flags = ["--model_path", str(tiny), "--data_root", str(pictures), "--output", str(tmp_path / "out"), "--cache", ""]
+    eval_retrieval.main([*flags, "--target_root", str(tmp_path / "RSICD" / "test.csv")])
+    with pytest.raises(SystemExit) as stop:
+        eval_retrieval.main([*flags, "--target_root", str(table)])
+    assert stop.value.code == 2
+    assert "is of other data" in capsys.readouterr().err
+    eval_retrieval.main([*flags, "--target_root", str(table), "--name", "rsitmd"])
+    assert len(list((tmp_path / "out").glob("*.json"))) == 2
 
 
 def test_the_program_takes_several_k_and_keeps_features(tiny, pictures, tmp_path, capsys, monkeypatch):

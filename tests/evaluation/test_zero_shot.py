@@ -139,6 +139,8 @@ def test_class_folders_are_evaluated_like_a_plain_loop(clip, scenes, tmp_path):
     first = sorted(folder.iterdir())[0]
     (first / "broken.png").write_bytes(b"no image")
     (first / "notes.txt").write_text("not counted")
+    (first / ".ipynb_checkpoints").mkdir()
+    shutil.copy(next(first.glob("*.png")), first / ".ipynb_checkpoints" / "x.png")
     result = evaluate_class_folders(clip, folder, batch_size=7, workers=3, progress=False)
     classes = sorted(path.name for path in folder.iterdir())
     vectors = []
@@ -201,6 +203,21 @@ def test_a_fingerprint_tells_models_apart_and_holds_in_another_process(clip, tin
     assert "read_set" in settings
     assert "CenterCrop" in settings
     assert "0x" not in settings
+
+
+def test_templates_of_some_sets_alone_will_do(tiny, scenes, tmp_path, capsys):
+    flags = ["--model_path", str(tiny), "--image_root", str(scenes), "--cache", "", "--picture", "--output",
+             str(tmp_path / "out"), "--templates", str(tmp_path / "mine.yaml")]  # fmt: skip
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("sets: {scenes: {templates: ['{} from above']}}")
+    clip_classification.main(flags)
+    (path,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(path.read_text())["settings"]["templates"] == ["{} from above"]
+    other = tmp_path / "other.yaml"
+    other.write_text("sets: {aid: {templates: ['{} from above']}}")
+    with pytest.raises(SystemExit):
+        clip_classification.main([*flags[:-1], str(other)])
+    assert "no templates for the set 'scenes'" in capsys.readouterr().err
 
 
 def test_the_program_names_what_is_wrong(tiny, scenes, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -106,6 +108,34 @@ def test_half_precision_stays_near(tmp_path):
     for a, b in zip(features(half), features(full), strict=True):
         assert a.dtype == torch.float32
         assert (a * b).sum(-1).min() > 0.99
+
+
+def edit(path: Path, change: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_fingerprint_tells_architectures_of_the_same_weights_apart(tmp_path, monkeypatch):
+    folder = transformers_folder(tmp_path / "t", word_tokenizer())
+    first = load_clip(folder, device="cpu").fingerprint()
+    assert load_clip(folder.rename(tmp_path / "moved"), device="cpu").fingerprint() == first
+    config = tmp_path / "moved" / "config.json"
+    edit(config, lambda content: content.update(transformers_version="0"))
+    prints = {load_clip(config.parent, device="cpu").fingerprint()}
+    assert prints == {first}
+    edit(config, lambda content: content["vision_config"].update(hidden_act="gelu"))
+    prints.add(load_clip(config.parent, device="cpu").fingerprint())
+    edit(config, lambda content: content["text_config"].update(num_attention_heads=1))
+    prints.add(load_clip(config.parent, device="cpu").fingerprint())
+    folder = open_clip_folder(tmp_path / "o")
+    prints.add(load_clip(folder, device="cpu").fingerprint())
+    edit(folder / "open_clip_config.json", lambda content: content["model_cfg"].update(quick_gelu=True))
+    clip = load_clip(folder, device="cpu")
+    prints.add(clip.fingerprint())
+    monkeypatch.setattr("src.model.clip.version", lambda package: "0")
+    prints.add(clip.fingerprint())
+    assert len(prints) == 6
 
 
 class Evil:
