@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--captions", help="captioned data set with embedded images besides, such as a .parquet file")
     parser.add_argument("--text-column", default="captions", help="its captions (default captions)")
     parser.add_argument("--side", type=int, default=112, help="pixels a side that the model sees (default 112)")
+    parser.add_argument("--width", type=int, default=192, help="of both towers, a multiple of 64 (default 192)")
+    parser.add_argument("--image-layers", type=int, default=5, help="of the image tower (default 5)")
+    parser.add_argument("--text-layers", type=int, default=3, help="of the text tower (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
@@ -67,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.captions:
         rows += real_rows(args.captions, args.text_column)
     pq.write_table(pa.Table.from_pylist(rows, SCHEMA), args.output / "pairs.parquet", row_group_size=1024)
-    model, processor = nano_clip((text for r in rows for text in r["captions"]), image_side=args.side)
+    shape = {"width": args.width, "image_layers": args.image_layers, "text_layers": args.text_layers}
+    model, processor = nano_clip((text for r in rows for text in r["captions"]), image_side=args.side, **shape)
     model.save_pretrained(args.output / "start")
     processor.save_pretrained(args.output / "start")
     print(f"pairs  {args.output / 'pairs.parquet'} ({len(rows):,} images)")

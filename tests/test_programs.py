@@ -14,6 +14,7 @@ from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import flatten_keys, load_config
+from src.experiment.clip_curation import ExperimentConfig
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 SCHEMAS = {
     "build_preference.yaml": BuildConfig,
     "clip_training_remoteclip.yaml": ClipConfig,
+    "nano/curation_experiment.yaml": ExperimentConfig,
     "nano/clip_training.yaml": ClipConfig,
     "measure_pairs.yaml": MeasureConfig,
     "nano/reward_training.yaml": RewardConfig,
@@ -40,6 +42,8 @@ REQUIRED = {
     "data.path": "x",
     "data.train": "x",
     "data.val": "x",
+    "data.captioned": "x",
+    "data.test": "x",
 }
 
 

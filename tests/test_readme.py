@@ -25,6 +25,7 @@ from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import load_config
+from src.experiment.clip_curation import ExperimentConfig
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
@@ -34,6 +35,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 SCHEMAS = {
     "build_preference.py": BuildConfig,
+    "curation_experiment.py": ExperimentConfig,
     "measure_pairs.py": MeasureConfig,
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
@@ -51,6 +53,7 @@ PARSERS = {
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {
+    "script/curation_experiment.sh": "python_script/curation_experiment.py",
     "script/score_dataset.sh": "python_script/score_dataset.py",
     "script/train_clip_remoteclip.sh": "python_script/train_clip.py",
     "script/train_reward_first_stage.sh": "python_script/train_reward.py",

@@ -62,7 +62,9 @@ def caption_groups(
         chosen = _draw(rng, own)
         wrong: dict[str, str] = {}
         for kind in kinds:
-            text = edit_caption(chosen, kind, rng) if kind in EDITS else _foreign(rng, pools[kind], texts, set(own))
+            text = (
+                edit_caption(chosen, kind, rng) if kind in EDITS else foreign_caption(rng, pools[kind], texts, set(own))
+            )
             if text is not None and text not in own:
                 wrong[kind] = text
         yield {"chosen": chosen, "rejected": list(wrong.values()), "kinds": list(wrong)}
@@ -136,7 +138,9 @@ def write_groups(groups: Iterable[Mapping[str, Any]], path: Path) -> dict[str, i
     return counts
 
 
-def _foreign(rng: np.random.Generator, pool: np.ndarray, texts: Sequence[Sequence[str]], own: set[str]) -> str | None:
+def foreign_caption(
+    rng: np.random.Generator, pool: np.ndarray, texts: Sequence[Sequence[str]], own: set[str]
+) -> str | None:
     """A caption of an image in the pool that is none of ``own``, or None if a few draws find none."""
     for _ in range(16 if len(pool) else 0):
         text = _draw(rng, texts[int(rng.choice(pool))])

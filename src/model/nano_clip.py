@@ -18,25 +18,32 @@ PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 CONTEXT = 48  # tokens; captions of remote-sensing sets are seldom longer
 
 
-def nano_clip(texts: Iterable[str], vocab_size: int = 3000, image_side: int = 112) -> tuple[CLIPModel, CLIPProcessor]:
-    """A CLIP of about 4.4 million random weights, and its processor with a tokeniser trained on ``texts``.
+def nano_clip(
+    texts: Iterable[str],
+    vocab_size: int = 3000,
+    image_side: int = 112,
+    width: int = 192,
+    image_layers: int = 5,
+    text_layers: int = 3,
+) -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP of random weights, 4.4 million by default, and its processor with a tokeniser trained on ``texts``.
 
     Args:
         vocab_size: tokens, the 3 special ones included.
         image_side: pixels a side, a multiple of 16.
+        width: of both towers and of their features, a multiple of 64.
+        image_layers, text_layers: of the towers.
     """
+    tower: dict[str, Any] = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    tower |= {"projection_dim": width, "hidden_act": "gelu"}
     tokenizer = _tokenizer(texts, vocab_size)
     # open_clip pools a text at its largest token id, transformers at the end token: here they are one
     ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1}
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=768, num_hidden_layers=3, num_attention_heads=3,
-        max_position_embeddings=CONTEXT, projection_dim=192, hidden_act="gelu", **ids,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=192, intermediate_size=768, num_hidden_layers=5, num_attention_heads=3, image_size=image_side,
-        patch_size=16, projection_dim=192, hidden_act="gelu",
-    )  # fmt: skip
-    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=192))
+        vocab_size=len(tokenizer), num_hidden_layers=text_layers, max_position_embeddings=CONTEXT, **tower, **ids
+    )
+    vision = CLIPVisionConfig(image_size=image_side, patch_size=16, num_hidden_layers=image_layers, **tower)
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=width))
     images = CLIPImageProcessor(
         size={"shortest_edge": image_side}, crop_size={"height": image_side, "width": image_side}
     )
