@@ -5,6 +5,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -176,8 +177,8 @@ class Backend(ABC):
         with (
             ThreadPoolExecutor(workers, thread_name_prefix="decode") as decoders,
             tqdm(total=total, unit="request", disable=not self.options.progress) as bar,
+            closing(ahead(windows, lambda window: self._read(window, default, decoders), 1, depth=1)) as reading,
         ):
-            reading = ahead(windows, lambda window: self._read(window, default, decoders), workers=1, depth=1)
             for _, coming in reading:
                 read = coming.result()
                 prompts = [prompt for prompt in read if isinstance(prompt, Prompt)]
