@@ -17,6 +17,7 @@ from src.model.checkpoint import locate
 
 Template = Literal["answer", "published_readme"]
 TEMPLATES: tuple[Template, ...] = ("answer", "published_readme")
+ROLES = ("system", "user", "assistant")
 IMAGE = "<image>"
 # The published reasoning format: marks of the chat, and as ``meta_instruction`` the system prompt of R1.
 THINKING = "config/qwen2_thinking_template.json"
@@ -79,6 +80,8 @@ def prompt_messages(turns: str | Sequence[Mapping[str, str]], images: Sequence[A
     """
     if isinstance(turns, str):
         turns = [{"role": "user", "content": turns}]
+    if wrong := [turn for turn in turns if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str)]:
+        raise RecordError("bad_record", f"a turn needs a role ({', '.join(ROLES)}) and text: {str(wrong[0])[:80]}")
     if not turns or turns[-1]["role"] != "user" or not (turns[-1]["content"].strip() or images):
         raise RecordError("empty_text", "the conversation does not end with a question to be answered")
     return _conversation(turns, images)

@@ -121,6 +121,9 @@ def test_a_prompt_ends_with_what_is_to_be_answered():
         with pytest.raises(RecordError) as caught:
             prompt_messages(nothing, [])
         assert caught.value.kind == "empty_text"
+    for wrong in ({"role": "human", "content": "a"}, {"content": "a"}, {"role": "user", "content": None}):
+        with pytest.raises(RecordError, match="a turn needs a role"):
+            prompt_messages([wrong], [])
     with pytest.raises(RecordError, match="2 <image> placeholders for 1 images"):
         prompt_messages("<image> <image>", [1])
 

@@ -19,8 +19,8 @@ def published_loop(model: Any, processor: Any, requests: Sequence[Request], toke
     """The likeliest text of each request, one after the other, as the published scripts ask for them."""
     texts = []
     for request in requests:
-        prompt = render(processor, prompt_messages(request.turns, request.images), open_turn=True)
-        inputs = processor(text=[prompt], images=list(request.images), return_tensors="pt").to(model.device)
+        prompt = render(processor, prompt_messages(request.turns, request.sources), open_turn=True)
+        inputs = processor(text=[prompt], images=list(request.sources), return_tensors="pt").to(model.device)
         with torch.inference_mode():
             ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)[0]
         texts.append(processor.tokenizer.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -11,6 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
 from tqdm import tqdm
 
 from src.chat import Message, prompt_messages
@@ -72,15 +73,21 @@ class Request:
 
     Attributes:
         turns: the question, or turns of which the last is the user's (see :func:`src.chat.prompt_messages`).
-        images: whatever :func:`src.dataset.images.open_image` takes.
+        images: whatever :func:`src.dataset.images.open_image` takes; a single one may be given as it is.
         sampling: instead of the call's.
         name: names the request in errors; with the seed it decides the random numbers.
     """
 
     turns: str | Sequence[Mapping[str, str]]
-    images: Sequence[ImageSource] = ()
+    images: Sequence[ImageSource] | ImageSource = ()
     sampling: Sampling | None = None
     name: str = ""
+
+    @property
+    def sources(self) -> Sequence[ImageSource]:
+        """The images, as a sequence."""
+        one = isinstance(self.images, str | Path | bytes | Mapping | Image.Image)
+        return [self.images] if one else self.images  # type: ignore[list-item,return-value]
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,22 @@ class Prompt:
     keys: tuple[str, ...]
     sampling: Sampling
     name: str
+
+    def engine_messages(self, image_part: Callable[[Any], Message]) -> list[Message]:
+        """The messages as engines and servers take them: plain text where a turn shows nothing, no empty text.
+
+        Args:
+            image_part: makes a content part of an image.
+        """
+        told = []
+        for turn in self.messages:
+            parts = [part for part in turn["content"] if part["type"] == "image" or part["text"]]
+            if any(part["type"] == "image" for part in parts):
+                content: Any = [image_part(part["image"]) if part["type"] == "image" else part for part in parts]
+            else:
+                content = "".join(part["text"] for part in parts)
+            told.append({"role": turn["role"], "content": content})
+        return told
 
     def seed(self, draw: int) -> int | None:
         """The seed of one of the texts, in [0, 2^31), from the given seed, the name and ``draw``."""
@@ -216,12 +239,12 @@ class Backend(ABC):
         keys: list[tuple[str, ...] | RecordError] = []
         for request in window:
             try:
-                found = tuple(image_key(source, root) for source in request.images)
+                found = tuple(image_key(source, root) for source in request.sources)
             except RecordError as error:
                 keys.append(error)
                 continue
             keys.append(found)
-            for key, source in zip(found, request.images, strict=True):
+            for key, source in zip(found, request.sources, strict=True):
                 if key not in opening:
                     opening[key] = decoders.submit(self.open, source)
         read: list[Prompt | RecordError] = []

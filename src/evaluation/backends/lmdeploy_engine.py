@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from src.chat import Message
 from src.errors import JobError, RecordError
 from src.evaluation.backends.base import Answer, Backend, Options, Prompt, singly
 from src.model.checkpoint import locate
@@ -98,15 +99,14 @@ class LmdeployBackend(Backend):
         draws = [(prompt, draw) for prompt in prompts for draw in range(prompt.sampling.draws)]
         responses = iter(
             self.engine.infer(
-                [[{**turn, "content": _content(turn["content"])} for turn in prompt.messages] for prompt, _ in draws],
+                [prompt.engine_messages(_part) for prompt, _ in draws],
                 gen_config=[self._parameters(**self.sampling_arguments(prompt, draw)) for prompt, draw in draws],
             )
         )
         answers: list[Answer] = []
         for prompt in prompts:
             own = list(islice(responses, prompt.sampling.draws))
-            failed = next((each for each in own if each.finish_reason not in ("stop", "length")), None)
-            if failed is not None:
+            if failed := next((each for each in own if _failed(each)), None):
                 why = failed.error_message or failed.finish_reason
                 answers.append(RecordError("refused", f"the model refuses it: {why}"))
             else:
@@ -114,6 +114,12 @@ class LmdeployBackend(Backend):
         return answers
 
 
-def _content(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _part(image: Any) -> Message:
     """LMDeploy's form of an image that is already open."""
-    return [{"type": "image_data", "image_data": {"data": p["image"]}} if p["type"] == "image" else p for p in parts]
+    return {"type": "image_data", "image_data": {"data": image}}
+
+
+def _failed(response: Any) -> bool:
+    """Whether there is no text; where a prompt leaves no room for one, LMDeploy calls an empty text too long."""
+    nothing = response.finish_reason == "length" and not response.generate_token_len
+    return nothing or response.finish_reason not in ("stop", "length")

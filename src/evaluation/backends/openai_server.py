@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from src.chat import Message
 from src.dataset.images import ImageSource, encoded_image
 from src.errors import JobError, RecordError
 from src.evaluation.backends.base import Answer, Backend, Options, Prompt
@@ -114,7 +115,7 @@ class OpenAIBackend(Backend):
         sampling = prompt.sampling
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{**turn, "content": _content(turn["content"])} for turn in prompt.messages],
+            "messages": prompt.engine_messages(_part),
             "n": sampling.draws - first,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -184,12 +185,8 @@ class _MayPassError(Exception):
         self.error, self.wait = error, wait
 
 
-def _content(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"type": "image_url", "image_url": {"url": part["image"]}} if part["type"] == "image" else part
-        for part in parts
-        if part["type"] == "image" or part["text"]
-    ]
+def _part(url: str) -> Message:
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _told(answer: httpx.Response) -> str:

@@ -58,13 +58,17 @@ class RowSampler(LogitsProcessor):
 class RowStops(StoppingCriteria):
     """End each row at a token that ends texts, at its own greatest length, or once one of its stop strings occurs.
 
+    Args:
+        samplings: of each row.
+        prompt: tokens before the texts.
+        ends: tokens that end a text.
+        decode: the tokeniser's.
+
     Attributes:
         lengths: tokens of each row's text, the ending token not counted; None while it goes on.
     """
 
-    def __init__(
-        self, samplings: Sequence[Sampling], prompt: int, ends: Collection[int], decode: Callable[[list[int]], str]
-    ):
+    def __init__(self, samplings: Sequence[Sampling], prompt: int, ends: Collection[int], decode: Callable[..., str]):
         self.samplings, self.prompt, self.ends, self.decode = samplings, prompt, set(ends), decode
         self.lengths: list[int | None] = [None] * len(samplings)
         # A token is at least a byte of text, so that a stop string lies within so many of the last tokens.
@@ -83,5 +87,7 @@ class RowStops(StoppingCriteria):
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
     def _stopped(self, ids: Tensor, row: int, made: int) -> bool:
-        tail = self.decode(ids[-min(self.tails[row], made) :].tolist())
-        return any(stop in tail for stop in self.samplings[row].stop)
+        sampling = self.samplings[row]
+        tail = ids[-min(self.tails[row], made) :].tolist()
+        text = self.decode(tail, skip_special_tokens=not sampling.special_tokens)
+        return any(stop in text for stop in sampling.stop)

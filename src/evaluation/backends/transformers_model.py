@@ -76,6 +76,8 @@ class TransformersBackend(Backend):
             raise JobError(f"model {path!r} has no processor for images and text")
         if not (self.processor.chat_template or tokenizer.chat_template):
             raise JobError(f"model {path!r} has no chat template")
+        if self.model.config.is_encoder_decoder:
+            raise JobError(f"model {path!r} has an encoder for its prompts; only decoders are known here")
         tokenizer.padding_side = "left"
         if options.max_pixels:
             self._limit_pixels(options.max_pixels)
@@ -99,6 +101,8 @@ class TransformersBackend(Backend):
         own, tokenizer = self.model.generation_config.eos_token_id, self.processor.tokenizer
         ends = {*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id} - {None}
         self._ends = sorted(ends)
+        if not self._ends:
+            raise JobError("this model names no token that ends its texts")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._ends[0]
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = pad
@@ -135,11 +139,10 @@ class TransformersBackend(Backend):
         texts: list[Answer] = [[] for _ in prompts]
         for start in range(0, len(rows), self.options.batch_size):
             some = rows[start : start + self.options.batch_size]
-            shown = sorted({number for number, _ in some})
-            if not self._repeats:
-                shown = [number for number, _ in some]
-            inputs = self._inputs([prompts[number] for number in shown])
-            owner = list(range(len(some))) if not self._repeats else [shown.index(number) for number, _ in some]
+            numbers = [number for number, _ in some]
+            distinct = sorted(set(numbers)) if self._repeats else numbers
+            owner = [distinct.index(number) for number in numbers] if self._repeats else list(range(len(numbers)))
+            inputs = self._inputs([prompts[number] for number in distinct])
             made = self._decode(inputs, owner, [(prompts[number], draw) for number, draw in some])
             for (number, _), text in zip(some, made, strict=True):
                 texts[number].append(text)  # type: ignore[union-attr]
@@ -193,7 +196,7 @@ class TransformersBackend(Backend):
             inputs = self._repeated(inputs, torch.tensor(owner, device=self.model.device))
         prompt_length = inputs["input_ids"].shape[1]
         decode = self.processor.tokenizer.decode
-        stops = RowStops(samplings, prompt_length, self._ends, lambda ids: decode(ids, skip_special_tokens=True))
+        stops = RowStops(samplings, prompt_length, self._ends, decode)
         sampler = RowSampler(samplings, [prompt.seed(draw) for prompt, draw in rows], self._forbidden)
         longest = max(sampling.max_new_tokens for sampling in samplings)
         ids = self.model.generate(

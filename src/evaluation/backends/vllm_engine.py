@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.chat import Message
 from src.errors import JobError
 from src.evaluation.backends.base import Answer, Backend, Options, Prompt, singly
 from src.model.checkpoint import locate
@@ -97,13 +98,13 @@ class VllmBackend(Backend):
 
     def _chat(self, prompts: Sequence[Prompt]) -> list[Answer]:
         outputs = self.engine.chat(
-            messages=[[{**turn, "content": _content(turn["content"])} for turn in p.messages] for p in prompts],
+            messages=[prompt.engine_messages(_part) for prompt in prompts],
             sampling_params=[self._parameters(**self.sampling_arguments(prompt)) for prompt in prompts],
             use_tqdm=False,
         )
         return [[text.text for text in output.outputs] for output in outputs]
 
 
-def _content(parts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _part(image: Any) -> Message:
     """vLLM's form of an image that is already open."""
-    return [{"type": "image_pil", "image_pil": p["image"]} if p["type"] == "image" else p for p in parts]
+    return {"type": "image_pil", "image_pil": image}

@@ -84,12 +84,13 @@ def answer(backend: Backend, body: dict[str, Any], most: int) -> Any:
         return JSONResponse({"error": {"message": f"no model {body['model']}"}}, 404)
     turns, images = [], []
     for message in body["messages"]:
-        said = ""
-        for part in message["content"]:
+        content = message["content"]
+        said = content if isinstance(content, str) else ""
+        for part in content if isinstance(content, list) else ():
             if part["type"] == "image_url":
-                kind, _, content = part["image_url"]["url"].partition(";base64,")
+                kind, _, data = part["image_url"]["url"].partition(";base64,")
                 assert kind in {"data:image/png", "data:image/jpeg", "data:image/webp"}
-                images.append(base64.b64decode(content))
+                images.append(base64.b64decode(data))
                 said += "<image>"
             else:
                 said += part["text"]

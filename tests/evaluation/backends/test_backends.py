@@ -4,7 +4,9 @@ import itertools
 import threading
 
 import pytest
+from PIL import Image
 
+from src.chat import prompt_messages
 from src.errors import JobError, RecordError
 from src.evaluation.backends import BACKENDS, Request, Sampling, backend_options, get_backend
 from src.evaluation.backends.base import Backend, Options, Prompt, singly
@@ -85,6 +87,24 @@ def test_an_image_is_opened_once_a_window_and_windows_are_read_one_ahead(picture
     assert next(stream).texts == ["q0"]
     stream.close()
     assert len(taken) <= 9
+
+
+def test_turns_are_told_to_engines_as_text_where_they_show_nothing():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "From <image>to <image>"}]
+    prompt = Prompt(prompt_messages(turns, [1, 2]), [1, 2], (), Sampling(), "")
+    assert prompt.engine_messages(lambda image: {"shown": image}) == [
+        {"role": "system", "content": "Be brief."},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "From "}, {"shown": 1}, {"type": "text", "text": "to "}, {"shown": 2}],
+        },
+    ]
+
+
+def test_one_image_may_be_given_as_it_is(pictures):
+    backend = Echo()
+    backend.generate([Request("q", str(pictures / "a.png")), Request("q", Image.open(pictures / "b.png"))])
+    assert len(backend.opened) == 2
 
 
 def test_images_stay_inside_the_root(pictures, tmp_path_factory):

@@ -46,6 +46,11 @@ def strict(names: list[str], **methods) -> type[Strict]:
     return type("Strict", (Strict,), {"names": names, **methods})
 
 
+def question(turns) -> str:
+    content = turns[-1]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
 @pytest.fixture
 def vllm(monkeypatch):
     """A stand-in whose model says the question again, and refuses long ones."""
@@ -55,7 +60,7 @@ def vllm(monkeypatch):
         assert set(given) <= set(names["LLM.chat"])
         self.calls.append(given)
         assert len(given["messages"]) == len(given["sampling_params"])
-        said = [turns[-1]["content"][-1]["text"] for turns in given["messages"]]
+        said = [question(turns) for turns in given["messages"]]
         if any(len(text) > 50 for text in said):
             raise ValueError("longer than the maximum model length")
         return [
@@ -77,9 +82,14 @@ def lmdeploy(monkeypatch):
     def infer(prompts, **given):
         assert {"prompts", *given} <= set(names["Pipeline.infer"])
         calls.append((prompts, given))
-        said = [turns[-1]["content"][-1]["text"] for turns in prompts]
+        said = [question(turns) for turns in prompts]
         return [
-            SimpleNamespace(text=f"{text} {rule.given['random_seed']} STOP it", finish_reason=why, error_message="full")
+            SimpleNamespace(
+                text=f"{text} {rule.given['random_seed']} STOP it",
+                finish_reason=why,
+                error_message="full",
+                generate_token_len=5 * (text != "full up"),
+            )
             for text, rule in zip(said, given["gen_config"], strict=True)
             for why in ["error" if len(text) > 50 else "length"]
         ]
@@ -125,14 +135,15 @@ def test_vllm_is_called_as_its_release_wants_it(vllm, images):
 def test_lmdeploy_is_called_as_its_release_wants_it(lmdeploy, images):
     backend = get_backend("lmdeploy", "assets/nano/base", session_len=4096, progress=False)
     assert lmdeploy.given["backend_config"].given["session_len"] == 4096
-    requests = [Request("one", images[:1]), Request("x" * 60, name="row 5"), Request("two")]
+    requests = [Request("one", images[:1]), Request("x" * 60, name="row 5"), Request("two"), Request("full up")]
     made = list(backend.stream(requests, RULE))
+    assert [made[k].error is not None for k in range(4)] == [False, True, False, True]
     assert len(set(made[0].texts)) == 3
     assert all(text.startswith("one ") and text.endswith(" ") for text in made[0].texts)
     assert [text[4:] for text in made[2].texts] == [text[4:] for text in made[0].texts]
     assert str(made[1].error) == "row 5: the model refuses it: full"
     ((prompts, given),) = lmdeploy.calls
-    assert len(prompts) == len(given["gen_config"]) == 9
+    assert len(prompts) == len(given["gen_config"]) == 12
     part = prompts[0][0]["content"][0]
     assert part == {"type": "image_data", "image_data": {"data": part["image_data"]["data"]}}
     rule = {key: value for key, value in given["gen_config"][0].given.items() if key != "random_seed"}

@@ -94,6 +94,12 @@ def test_drawn_texts_depend_on_the_request_and_the_seed_alone(backend, requests)
     assert backend.generate(requests[:1], unseeded) != backend.generate(requests[:1], unseeded)
 
 
+def test_models_whose_cache_cannot_be_repeated_give_the_same_texts(backend, requests, monkeypatch):
+    expected = backend.generate(requests[:4], DRAWN)
+    monkeypatch.setattr(backend, "_repeats", False)
+    assert backend.generate(requests[:4], DRAWN) == expected
+
+
 def test_more_texts_than_fit_a_batch(backend, requests):
     many = replace(DRAWN, n=10)
     (texts,) = backend.generate(requests[:1], many)
@@ -177,6 +183,8 @@ def test_image_tokens_are_never_drawn_and_marks_stay_if_asked(backend, images, m
         request, few = Request("", [images[0]]), replace(SHORT, max_new_tokens=3)
         assert backend.generate([request], few) == [[""]]
         assert backend.generate([request], replace(few, special_tokens=True)) == [["<|box_start|>" * 3]]
+        stopped = replace(few, special_tokens=True, stop=("start|><|",))
+        assert backend.generate([request], stopped) == [["<|box_"]]
         assert backend.generate([request], replace(DRAWN, n=1, special_tokens=True, max_new_tokens=2))[0][0] == (
             "<|box_start|>" * 2
         )
