@@ -79,6 +79,13 @@ def test_greedy_batches_give_token_for_token_what_each_request_gives_alone(backe
         assert any(row[: len(ids)] == ids and set(row[len(ids) :]) <= {0} for row in rows)
 
 
+def test_texts_drawn_from_one_token_are_the_greedy_ones_of_each_request_alone(backend, requests):
+    """Two requests in a batch, each with two texts that go on from its one pass over the prompt."""
+    certain = replace(SHORT, n=2, temperature=1.0, top_k=1)
+    expected = [decoded(backend, alone(backend, request, 24)) for request in requests]
+    assert backend.generate(requests, certain) == [[text] * 2 for text in expected]
+
+
 def test_drawn_texts_depend_on_the_request_and_the_seed_alone(backend, requests):
     together = backend.generate(requests, DRAWN)
     assert [backend.generate([request], DRAWN)[0] for request in requests] == together
@@ -114,6 +121,7 @@ def test_rows_of_one_batch_keep_their_own_rules(backend, images):
     assert mixed == [backend.generate([Request("", [a])], rule)[0] for rule in rules]
     whole, short, stopped, drawn = (texts[0] for texts in mixed)
     assert whole.startswith(short)
+    assert backend.generate([Request("", [a])], replace(SHORT, special_tokens=True)) == [[whole]], "no ending token"
     assert len(short) < len(whole)
     assert stopped == whole.partition(" number")[0] != whole
     assert drawn != whole
