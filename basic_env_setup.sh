@@ -52,8 +52,8 @@ main() {
     fi
 
     wanted="basic $(cat "$lock" "$root/pyproject.toml" <(echo "$root") | sha256sum | cut -c1-64)"
-    if [[ "$(stamp_of "$environment")" == vllm* ]]; then
-        say "$environment was made by vllm_env_setup.sh: left as it is"
+    if [[ "$(stamp_of "$environment")" =~ ^(vllm|lmdeploy)\  ]]; then
+        say "$environment was made by ${BASH_REMATCH[1]}_env_setup.sh: left as it is"
         shown=yes
     elif [[ "$(stamp_of "$environment")" != "$wanted" ]]; then
         rm -f "$environment/.scorers-setup"

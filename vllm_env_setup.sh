@@ -17,7 +17,7 @@ usage() {
 usage: bash vllm_env_setup.sh [--help]
 
 Installs vLLM $version, ScoreRS and what scoring and evaluation need
-  - into the active virtual environment or conda environment, unless that is the basic one, else
+  - into the active virtual environment or conda environment, unless another set-up made it, else
   - into .venv-vllm in the project folder, made with python3.12 or python3.11, whichever is there.
 The scripts of script/ run in it when it is active. It has no gradio, deepspeed, trl, wandb or tensorboard: training
 and the web page run in the basic environment. Needs Linux on x86-64 and about 12 GB of disk; vLLM itself needs a GPU
@@ -25,20 +25,6 @@ to run, not to install.
 
   PYTHON=/path/to/python3.12    the interpreter that makes .venv-vllm
 HELP
-}
-
-# pyproject.toml's dependencies, one a line, without those of training and the web page.
-scoring_requirements() {
-    "$1/bin/python" - "$root/pyproject.toml" <<'PY'
-import re
-import sys
-import tomllib
-
-skipped = {"gradio", "deepspeed", "trl", "wandb", "tensorboard"}
-with open(sys.argv[1], "rb") as file:
-    requirements = tomllib.load(file)["project"]["dependencies"]
-print("\n".join(line for line in requirements if re.match(r"[\w.-]+", line).group() not in skipped))
-PY
 }
 
 explain_failure() {
@@ -53,41 +39,9 @@ vLLM back end. pip's full output: $log"
     fail "pip failed; its last lines are above, all of them in $log"
 }
 
-main() {
-    local environment log wanted
-    local -a requirements
-    environment="$(active_environment)"
-    if [[ -n "$environment" && "$(stamp_of "$environment")" != basic* ]]; then
-        require_supported "$environment"
-    else
-        environment="$root/.venv-vllm"
-        make_environment "$environment"
-    fi
-
-    wanted="vllm $(cat "${BASH_SOURCE[0]}" "$root/pyproject.toml" <(echo "$root") | sha256sum | cut -c1-64)"
-    if [[ "$(stamp_of "$environment")" != "$wanted" ]]; then
-        log="$environment/.scorers-setup.log"
-        mapfile -t requirements < <(scoring_requirements "$environment")
-        say "Installing vLLM $version into $environment (a first run takes 5 to 10 minutes) ..."
-        pip_install "$environment" --no-compile "vllm==$version" setuptools "${requirements[@]}" 2>&1 |
-            tee "$log" | show_progress || explain_failure "$log"
-        pip_install "$environment" --no-deps -e "$root" >>"$log" 2>&1 || explain_failure "$log"
-        echo "$wanted" >"$environment/.scorers-setup"
-    fi
-
-    # Read, not imported: importing vLLM looks for a GPU.
-    "$environment/bin/python" - <<'PY'
-from importlib.metadata import version
-
-for name in ("vllm", "torch", "torchvision", "transformers", "scorers"):
-    print(f"  {name:<12}  {version(name)}")
-PY
-    echo "Activate it with: source $environment/bin/activate"
-}
-
 case "${1:-}" in
     --help | -h) usage ;;
-    "") main ;;
+    "") install_engine vllm "vllm==$version" ;;
     *)
         usage >&2
         fail "unknown argument '$1'"

@@ -12,6 +12,7 @@ captions      several captions of each of several images: the same beside the pu
 train_reward  one training step, preprocessing and gradients included: groups in packed rows, each image once, against
               the published form, a pair per rejected answer, each of its two conversations with the image.
 clip          one training step of CLIP, decoding included, against the plain loop with transformers' own loss.
+generate      likeliest captions of images by a vision-language model: batches against one request after the other.
 outside       a whole scoring job on files of made scenes: the share of its time that is spent outside the model.
 memory        whole scoring jobs on few and on many records: how many times as much memory many take, at most.
 select        top 30 % of a large score table, against the published loader, which looks for each image and sorts.
@@ -21,7 +22,7 @@ quota         top 30 % of each class of a larger one: peak memory, as a share of
 import argparse
 from collections.abc import Callable, Sequence
 
-from src.benchmark import clip, jobs, pairs, selection, shapes, training
+from src.benchmark import clip, generation, jobs, pairs, selection, shapes, training
 from src.curation.scorer import NANO
 from src.errors import JobError
 from src.model.clip import NANO_CLIP
@@ -57,6 +58,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     contrast.add_argument("--batch", type=int, default=128, help="pairs in a step (default 128)")
     contrast.add_argument("--captions", type=int, default=1, help="pairs that share an image (default 1)")
     contrast.add_argument("--clip", default=NANO_CLIP, help="CLIP model (default: the embedded one)")
+    answers = entry("generate", generation.generate, "captions by a vision-language model", side=112)
+    for flag, default, what in (
+        ("requests", 64, "images"),
+        ("batch", 16, "of them in a batch"),
+        ("tokens", 64, "of a text"),
+    ):
+        answers.add_argument(f"--{flag}", type=int, default=default, help=f"{what} (default {default})")
+    answers.add_argument("--ragged", action="store_true", help="let texts end where the model ends them")
+    answers.add_argument(
+        "--vlm", default=generation.NANO_BASE, help="vision-language model (default: the embedded one)"
+    )
     outside = entry("outside", jobs.outside, "time of a scoring job outside the model", side=224)
     outside.add_argument("--pairs", type=int, default=1024, help="pairs, an image each (default 1024)")
     outside.add_argument("--batch", type=int, default=64, help="pairs in a batch (default 64)")

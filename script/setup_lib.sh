@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What basic_env_setup.sh and vllm_env_setup.sh share: choosing or making an environment, and installing into it.
+# What the set-up scripts share: choosing or making an environment, and installing into it.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -21,7 +21,7 @@ find_python() {
     fail "found no Python 3.11 or 3.12 (tried: $candidates). Install one, or name it: PYTHON=/path/to/python3.12 bash $0"
 }
 
-# What the set-up left in environment $1: "basic ...", "vllm ..." or nothing.
+# What the set-up left in environment $1: "basic ...", "vllm ...", "lmdeploy ..." or nothing.
 stamp_of() { if [[ -f "$1/.scorers-setup" ]]; then cat "$1/.scorers-setup"; fi; }
 
 active_environment() {
@@ -59,3 +59,52 @@ show_progress() {
 
 # pip's last words from the log $1, without its remarks on mirrors that lack a package.
 show_failure() { grep -v '^WARNING' "$1" | tail -n 15 >&2; }
+
+# pyproject.toml's dependencies, one a line, without those of training and the web page; $1 is an environment.
+scoring_requirements() {
+    "$1/bin/python" - "$root/pyproject.toml" <<'PY'
+import re
+import sys
+import tomllib
+
+skipped = {"gradio", "deepspeed", "trl", "wandb", "tensorboard"}
+with open(sys.argv[1], "rb") as file:
+    requirements = tomllib.load(file)["project"]["dependencies"]
+print("\n".join(line for line in requirements if re.match(r"[\w.-]+", line).group() not in skipped))
+PY
+}
+
+# install_engine ENGINE REQUIREMENT...: the engine, with ScoreRS and what scoring and evaluation need, in the active
+# environment if it is empty or was made for this engine, else in .venv-ENGINE. explain_failure is the caller's.
+install_engine() {
+    local engine="$1" environment log wanted
+    local -a requirements
+    environment="$(active_environment)"
+    if [[ -n "$environment" && "$(stamp_of "$environment")" =~ ^($engine |$) ]]; then
+        require_supported "$environment"
+    else
+        environment="$root/.venv-$engine"
+        make_environment "$environment"
+    fi
+
+    wanted="$engine $(cat "$0" "$root/pyproject.toml" <(echo "$root") | sha256sum | cut -c1-64)"
+    if [[ "$(stamp_of "$environment")" != "$wanted" ]]; then
+        log="$environment/.scorers-setup.log"
+        mapfile -t requirements < <(scoring_requirements "$environment")
+        say "Installing $2 into $environment (a first run takes 5 to 10 minutes) ..."
+        pip_install "$environment" --no-compile "${@:2}" setuptools "${requirements[@]}" 2>&1 |
+            tee "$log" | show_progress || explain_failure "$log"
+        pip_install "$environment" --no-deps -e "$root" >>"$log" 2>&1 || explain_failure "$log"
+        echo "$wanted" >"$environment/.scorers-setup"
+    fi
+
+    # Read, not imported: importing an engine looks for a GPU.
+    "$environment/bin/python" - "$engine" <<'PY'
+import sys
+from importlib.metadata import version
+
+for name in (sys.argv[1], "torch", "torchvision", "transformers", "scorers"):
+    print(f"  {name:<12}  {version(name)}")
+PY
+    echo "Activate it with: source $environment/bin/activate"
+}

@@ -1,4 +1,4 @@
-"""The one place where a pair becomes chat text, for training, scoring, best-of-N and the server alike.
+"""The one place where a pair or a question becomes chat text, for training, scoring, generation and the server alike.
 
 Two templates, by name:
 
@@ -7,14 +7,20 @@ Two templates, by name:
 * ``published_readme``: the published README's form, image(s) and caption in the user turn and an open assistant turn.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from src.errors import RecordError
+from src.errors import JobError, RecordError
+from src.model.checkpoint import locate
 
 Template = Literal["answer", "published_readme"]
 TEMPLATES: tuple[Template, ...] = ("answer", "published_readme")
+ROLES = ("system", "user", "assistant")
 IMAGE = "<image>"
+# The published reasoning format: marks of the chat, and as ``meta_instruction`` the system prompt of R1.
+THINKING = "config/qwen2_thinking_template.json"
 # Tokens that stand for image features: written out in a text they would claim features that do not exist.
 RESERVED = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
@@ -58,6 +64,59 @@ def turn_messages(turns: Sequence[dict[str, str]], images: Sequence[Any]) -> lis
     """
     if not turns or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
         raise RecordError("empty_text", "the conversation does not end with an answer to be scored")
+    return _conversation(turns, images)
+
+
+def prompt_messages(turns: str | Sequence[Mapping[str, str]], images: Sequence[Any]) -> list[Message]:
+    """Return the chat messages that a model is to answer; render them with ``open_turn=True``.
+
+    Args:
+        turns: a question, or turns as in :func:`turn_messages` of which the last is the user's.
+        images: as in :func:`turn_messages`.
+
+    Raises:
+        RecordError: ``empty_text`` (the last turn is not the user's, or there is nothing to answer),
+            ``reserved_token``, or ``bad_record``.
+    """
+    if isinstance(turns, str):
+        turns = [{"role": "user", "content": turns}]
+    if wrong := [turn for turn in turns if turn.get("role") not in ROLES or not isinstance(turn.get("content"), str)]:
+        raise RecordError("bad_record", f"a turn needs a role ({', '.join(ROLES)}) and text: {str(wrong[0])[:80]}")
+    if not turns or turns[-1]["role"] != "user" or not (turns[-1]["content"].strip() or images):
+        raise RecordError("empty_text", "the conversation does not end with a question to be answered")
+    return _conversation(turns, images)
+
+
+def thinking_prompt(path: str | Path = THINKING) -> str:
+    """Return the system prompt that asks for ``<think>`` and ``<answer>`` tags.
+
+    Args:
+        path: a file in the published format (LMDeploy's chat template, JSON), of which ``meta_instruction`` is read.
+
+    Raises:
+        JobError: no such file, or no prompt in it.
+    """
+    try:
+        prompt = json.loads(Path(locate(path)).read_text(encoding="utf-8"))["meta_instruction"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JobError(f"{path} holds no meta_instruction: {error}") from error
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise JobError(f"meta_instruction of {path} is empty")
+    return prompt
+
+
+def render(tokenizer: Any, messages: list[Message], template: Template = "answer", open_turn: bool = False) -> str:
+    """Return the prompt text, one placeholder per image, by the checkpoint's own chat template.
+
+    Args:
+        tokenizer: the checkpoint's tokeniser or processor.
+        open_turn: end with the head of an assistant turn (as ``published_readme`` always does).
+    """
+    opened = open_turn or template == "published_readme"
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened)
+
+
+def _conversation(turns: Sequence[Mapping[str, str]], images: Sequence[Any]) -> list[Message]:
     wanted = sum(turn["content"].count(IMAGE) for turn in turns if turn["role"] == "user")
     if wanted not in (0, len(images)):
         raise RecordError("bad_record", f"{wanted} {IMAGE} placeholders for {len(images)} images")
@@ -73,11 +132,6 @@ def turn_messages(turns: Sequence[dict[str, str]], images: Sequence[Any]) -> lis
     if left:
         raise RecordError("bad_record", f"{len(left)} images but no user turn to show them in")
     return messages
-
-
-def render(tokenizer: Any, messages: list[Message], template: Template = "answer") -> str:
-    """Return the prompt text, one ``<|image_pad|>`` per image, by the checkpoint's own chat template."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=template == "published_readme")
 
 
 def _user_content(text: str, images: list[Any]) -> list[Message]:

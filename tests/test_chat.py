@@ -1,10 +1,15 @@
 """One message builder: where images go, what is refused, and the chat text of the published class."""
 
+import json
+from pathlib import Path
+
 import pytest
 from transformers import AutoTokenizer
 
-from src.chat import RESERVED, pair_messages, render, turn_messages
-from src.errors import RecordError
+from src.chat import RESERVED, THINKING, pair_messages, prompt_messages, render, thinking_prompt, turn_messages
+from src.errors import JobError, RecordError
+
+ROOT = Path(__file__).parents[1]
 
 IMAGE = object()
 
@@ -101,3 +106,59 @@ def test_rendered_prompts_are_those_of_the_published_class(legacy, legacy_cases)
             assert render(tokenizer, ours) == row["prompt"]
             checked += 1
     assert checked >= 6
+
+
+def test_a_prompt_ends_with_what_is_to_be_answered():
+    assert kinds(prompt_messages("How many?", [1, 2])) == [("user", ["IMAGE", "IMAGE", "How many?"])]
+    assert kinds(prompt_messages("", [1])) == [("user", ["IMAGE", ""])]
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "From <image>\nto <image>?"}]
+    assert kinds(prompt_messages(turns, [1, 2])) == [
+        ("system", ["Be brief."]),
+        ("user", ["From ", "IMAGE", "to ", "IMAGE", "?"]),
+    ]
+    answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for nothing in ("", " ", [], answered):
+        with pytest.raises(RecordError) as caught:
+            prompt_messages(nothing, [])
+        assert caught.value.kind == "empty_text"
+    for wrong in ({"role": "human", "content": "a"}, {"content": "a"}, {"role": "user", "content": None}):
+        with pytest.raises(RecordError, match="a turn needs a role"):
+            prompt_messages([wrong], [])
+    with pytest.raises(RecordError, match="2 <image> placeholders for 1 images"):
+        prompt_messages("<image> <image>", [1])
+
+
+def test_an_open_turn_ends_with_the_head_of_the_answer():
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets" / "nano" / "base")
+    opened = render(tokenizer, prompt_messages("How many?", [1]), open_turn=True)
+    closed = render(tokenizer, pair_messages([1], "Two.", "How many?"))
+    assert opened.endswith("How many?<|im_end|>\n<|im_start|>assistant\n")
+    assert closed.startswith(opened), "what is scored begins as what is generated"
+
+
+def test_the_thinking_template_writes_what_the_chat_template_writes():
+    """The published file holds the marks of the chat too, for LMDeploy; the project itself needs the prompt alone."""
+    marks = json.loads((ROOT / THINKING).read_text())
+    assert set(marks) == {
+        "system", "meta_instruction", "eosys", "user", "eoh", "assistant", "eoa", "separator", "stop_words"
+    }  # fmt: skip
+    said = marks["system"] + thinking_prompt() + marks["eosys"] + marks["user"] + "What?" + marks["eoh"]
+    answered = said + marks["assistant"] + "Yes." + marks["eoa"] + marks["separator"]
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets" / "nano" / "base")
+    turns = [{"role": "system", "content": thinking_prompt()}, {"role": "user", "content": "What?"}]
+    assert render(tokenizer, prompt_messages(turns, []), open_turn=True) == said + marks["assistant"]
+    assert render(tokenizer, turn_messages([*turns, {"role": "assistant", "content": "Yes."}], [])) == answered
+    assert marks["stop_words"] == [marks["eoa"]]
+    for tag in ("<think>", "</think>", "<answer>", "</answer>"):
+        assert tag in thinking_prompt()
+
+
+def test_a_missing_thinking_template_is_an_error(tmp_path):
+    with pytest.raises(JobError, match=r"nowhere\.json"):
+        thinking_prompt(tmp_path / "nowhere.json")
+    (tmp_path / "empty.json").write_text('{"meta_instruction": " "}')
+    with pytest.raises(JobError, match="is empty"):
+        thinking_prompt(tmp_path / "empty.json")
+    (tmp_path / "other.json").write_text('{"chat_template": "x"}')
+    with pytest.raises(JobError, match="holds no meta_instruction"):
+        thinking_prompt(tmp_path / "other.json")

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
     path for pattern in ("*.sh", "script/**/*.sh", "customVeRL/**/*.sh", ".ci/run") for path in ROOT.glob(pattern)
 )
-SET_UPS = ["basic_env_setup.sh", "vllm_env_setup.sh"]
+SET_UPS = ["basic_env_setup.sh", "vllm_env_setup.sh", "lmdeploy_env_setup.sh"]
 
 
 def run(command: list[str], cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -138,15 +138,40 @@ def test_vllm_set_up_explains_a_missing_certifi(project: Path, message: str, exp
     assert not (environment / ".scorers-setup").exists()
 
 
-def test_basic_and_vllm_set_ups_leave_each_other_alone(project: Path) -> None:
+def test_lmdeploy_set_up_asks_for_versions_that_go_together(project: Path) -> None:
+    environment = make_environment(project / ".venv-lmdeploy", pip="echo 'ERROR: No space left on device'; exit 1")
+    result = run(["bash", str(project / "lmdeploy_env_setup.sh")])
+    assert (result.returncode, "No space left on device" in result.stderr) == (1, True)
+    asked = set(pip_calls(environment)[0].split())
+    assert {"lmdeploy==0.18.0", "torch==2.12.1", "torchvision==0.27.1", "peft"} <= asked
+    assert not {"gradio", "deepspeed", "trl"} & asked
+    assert not (environment / ".scorers-setup").exists()
+
+
+@pytest.mark.parametrize("engine", ["vllm", "lmdeploy"])
+def test_set_ups_leave_each_others_environments_alone(project: Path, engine: str) -> None:
     basic = make_environment(project / ".venv")
     basic.joinpath(".scorers-setup").write_text("basic 0\n")
-    vllm = make_environment(project / ".venv-vllm", pip="exit 1")
-    run(["bash", str(project / "vllm_env_setup.sh")], VIRTUAL_ENV=str(basic))
-    assert (len(pip_calls(basic)), len(pip_calls(vllm))) == (0, 1)
-    vllm.joinpath(".scorers-setup").write_text("vllm 0\n")
-    kept = run(["bash", str(project / "basic_env_setup.sh"), "--path"], VIRTUAL_ENV=str(vllm))
-    assert (kept.stdout, len(pip_calls(vllm))) == (f"{vllm}\n", 1)
+    own = make_environment(project / f".venv-{engine}", pip="exit 1")
+    other = make_environment(project / "other")
+    other.joinpath(".scorers-setup").write_text(("lmdeploy" if engine == "vllm" else "vllm") + " 0\n")
+    for calls, active in enumerate((basic, other), 1):
+        run(["bash", str(project / f"{engine}_env_setup.sh")], VIRTUAL_ENV=str(active))
+        assert (len(pip_calls(active)), len(pip_calls(own))) == (0, calls)
+    own.joinpath(".scorers-setup").write_text(f"{engine} 0\n")
+    kept = run(["bash", str(project / "basic_env_setup.sh"), "--path"], VIRTUAL_ENV=str(own))
+    assert (kept.stdout, len(pip_calls(own))) == (f"{own}\n", 2)
+    assert f"made by {engine}_env_setup.sh" in kept.stderr
+    assert pip_calls(basic) == []
+
+
+@pytest.mark.parametrize("engine", ["vllm", "lmdeploy"])
+def test_an_empty_active_environment_is_used_and_installed_once(project: Path, tmp_path: Path, engine: str) -> None:
+    environment = make_environment(tmp_path / "mine")
+    for _ in range(2):  # the versions cannot be shown: nothing was really installed
+        run(["bash", str(project / f"{engine}_env_setup.sh")], VIRTUAL_ENV=str(environment))
+    assert len(pip_calls(environment)) == 2
+    assert (environment / ".scorers-setup").read_text().startswith(f"{engine} ")
 
 
 def test_env_sh_works_from_any_folder_and_keeps_what_the_user_set(project: Path, tmp_path: Path) -> None:

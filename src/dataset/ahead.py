@@ -1,7 +1,7 @@
 """Work on the items of a stream in threads, a little ahead of the reader."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ Made = TypeVar("Made")
 
 def ahead(
     items: Iterable[Item], make: Callable[[Item], Made], workers: int, depth: int
-) -> Iterator[tuple[Item, Future[Made]]]:
+) -> Generator[tuple[Item, Future[Made]], None, None]:
     """Every item with what is made of it in one of ``workers`` threads, in order; ``depth`` items wait at most."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead")
     waiting: deque[tuple[Item, Future[Made]]] = deque()

@@ -43,6 +43,22 @@ def test_scores_that_differ_are_refused(capsys, monkeypatch):
         benchmark.main(["captions", "--images", "1", "--side", "56", "--model", str(LEGACY / "checkpoint")])
 
 
+def test_batches_generate_faster_than_the_published_loop(capsys):
+    """The program itself refuses texts that differ."""
+    ratio, printed = run(capsys, "generate", "--requests", "16", "--tokens", "32", "--repeats", "1")
+    assert ratio >= 2.5
+    assert "32 tokens for each of 16 112-px images, 16 in a batch" in printed
+    ratio, printed = run(capsys, "generate", "--requests", "16", "--tokens", "32", "--repeats", "1", "--ragged")
+    assert ratio >= 1.5
+    assert "32 tokens at most" in printed
+
+
+def test_texts_that_differ_are_refused(capsys, monkeypatch):
+    monkeypatch.setattr("src.benchmark.generation.published_loop", lambda *args: ["x"] * len(args[2]))
+    with pytest.raises(SystemExit, match="2 texts differ"):
+        benchmark.main(["generate", "--requests", "2", "--tokens", "4", "--repeats", "1"])
+
+
 def test_time_outside_the_model_is_told_by_part(capsys):
     share, printed = run(capsys, "outside", "--pairs", "192", "--repeats", "1")
     told = dict(re.findall(r"^(\w+) +[\d.]+ s +([\d.]+)%", printed, re.M))
