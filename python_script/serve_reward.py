@@ -8,12 +8,13 @@ it has accepted. Keys are also variables of the environment (REWARD_SERVER_API_K
 """
 
 import logging
+import sys
 from pathlib import Path
 
 import uvicorn
 
-from src.config import run_program
-from src.serving.config import ServerConfig
+from src.config import exit_on_job_error, run_program
+from src.serving.config import ServerConfig, environment_overrides
 from src.serving.reward_server import create_app
 
 DEFAULT_CONFIG = Path(__file__).parents[1] / "config" / "reward_server.yaml"
@@ -27,4 +28,6 @@ def main(config: ServerConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, ServerConfig, DEFAULT_CONFIG)
+    with exit_on_job_error():
+        arguments = [*environment_overrides(), *sys.argv[1:]]
+    run_program(main, ServerConfig, DEFAULT_CONFIG, arguments)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -21,7 +21,7 @@ import torch
 
 from src.curation.batching import encode_images, score_rows
 from src.curation.scorer import Scorer
-from src.dataset.images import image_key
+from src.dataset.images import ImageLimits, image_key
 from src.errors import RecordError
 from src.serving.config import QueueConfig
 from src.serving.image_cache import ImageCache, Shown
@@ -82,8 +82,9 @@ class Batcher:
         pending: pairs accepted and not yet answered.
     """
 
-    def __init__(self, scorer: Scorer, queue: QueueConfig):
+    def __init__(self, scorer: Scorer, queue: QueueConfig, limits: ImageLimits):
         self.scorer, self.queue = scorer, queue
+        self._encoder = replace(scorer.encoder, limits=limits)
         self.cache = ImageCache(queue.cache_bytes)
         self.pending = self.batches = self.pairs = self.rows = 0
         self.model_seconds = 0.0
@@ -138,7 +139,7 @@ class Batcher:
         self._model.shutdown()
 
     def _prepare(self, images: Sequence[str], question: str, texts: Sequence[str], names: Names) -> Ticket:
-        encoder, shown, fresh = self.scorer.encoder, [], 0
+        encoder, shown, fresh = self._encoder, [], 0
         for name, text in zip(names.images, images, strict=True):
             try:
                 content = image_bytes(text)
@@ -166,7 +167,7 @@ class Batcher:
     def _culprit(self, name: str, question: str, encoded: Sequence, names: Names) -> str:
         """The question, if even the plainest text cannot answer it; else the text of this name."""
         try:
-            self.scorer.encoder.prompt({"text": ".", "question": question}, encoded)
+            self._encoder.prompt({"text": ".", "question": question}, encoded)
         except RecordError:
             return names.question
         return name
@@ -223,7 +224,7 @@ class Batcher:
         return [self._finite(ticket, scores) for ticket, scores in zip(batch, scored, strict=True)]
 
     def _forward(self, batch: Sequence[Ticket]) -> list[list[float]]:
-        began, model, encoder = time.monotonic(), self.scorer.model, self.scorer.encoder
+        began, model = time.monotonic(), self.scorer.model
         images = {shown.key: shown for ticket in batch for shown in ticket.images}
         found: dict[tuple[tuple[str, ...], tuple[int, ...]], int] = {}
         places = []
@@ -237,7 +238,7 @@ class Batcher:
                 model,
                 {key: shown.encoded for key, shown in images.items()},
                 [(keys, list(row)) for keys, row in found],
-                encoder.processor.tokenizer.pad_token_id,
+                self._encoder.processor.tokenizer.pad_token_id,
                 self.scorer.token_budget,
                 {key: shown.features for key, shown in images.items() if shown.features is not None},
             )

@@ -62,16 +62,23 @@ class ServerConfig:
 
 
 def config_from_environment(environment: Mapping[str, str] = os.environ) -> ServerConfig:
-    """The server's keys: a YAML file named by ``REWARD_SERVER_CONFIG``, if any, and over it every variable
-    ``REWARD_SERVER_<KEY>``, the dots of the key written as ``_`` (``REWARD_SERVER_MODEL_PATH`` is ``model.path``).
+    """The server's keys: a YAML file named by ``REWARD_SERVER_CONFIG``, if any, and over it the other variables.
 
     Raises:
-        JobError: a wrong value, or a variable of that prefix that is no key.
+        JobError: a wrong value, or a variable that is no key.
+    """
+    return load_config(ServerConfig, environment.get(CONFIG), environment_overrides(environment))
+
+
+def environment_overrides(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """``key=value`` for every variable ``REWARD_SERVER_<KEY>``; dots of a key are ``_``, all in capitals
+    (``REWARD_SERVER_MODEL_PATH`` is ``model.path``).
+
+    Raises:
+        JobError: a variable of that prefix that is no key.
     """
     keys = {PREFIX + key.upper().replace(".", "_"): key for key in flatten_keys(OmegaConf.structured(ServerConfig))}
     given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and name != CONFIG}
     if unknown := sorted(set(given) - set(keys)):
         raise JobError(f"unknown variable {unknown[0]}; known: {', '.join([CONFIG, *keys])}")
-    return load_config(
-        ServerConfig, environment.get(CONFIG), [f"{keys[name]}={value}" for name, value in given.items()]
-    )
+    return [f"{keys[name]}={value}" for name, value in given.items()]

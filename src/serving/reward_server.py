@@ -14,12 +14,10 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import HTTPException
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from src.config import exit_on_job_error
 from src.curation.scorer import Scorer
-from src.dataset.images import ImageLimits
 from src.serving.batcher import Names
 from src.serving.config import ServerConfig, config_from_environment
 from src.serving.schemas import (
@@ -60,9 +58,8 @@ def create_app(config: ServerConfig | None = None, load: Callable[[], Scorer] | 
     if config is None:
         with exit_on_job_error():
             config = config_from_environment()
-    limits = ImageLimits(max_pixels=config.limits.max_pixels, max_bytes=config.limits.max_body_bytes)
     options = asdict(config.model)
-    service = Service(config, load or (lambda: Scorer.from_pretrained(**options, limits=limits)))
+    service = Service(config, load or (lambda: Scorer.from_pretrained(**options)))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +69,6 @@ def create_app(config: ServerConfig | None = None, load: Callable[[], Scorer] | 
     app = FastAPI(title="ScoreRS reward server", description=__doc__ or "", version="1", lifespan=lifespan)
     app.add_middleware(Timed, requests=service.requests)
     app.add_exception_handler(RefusedError, refuse)
-    app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(404, refuse)
     app.add_exception_handler(405, refuse)
     app.add_exception_handler(Exception, refuse)
@@ -122,9 +118,9 @@ def create_app(config: ServerConfig | None = None, load: Callable[[], Scorer] | 
 
 async def refuse(_: Request, error: Exception) -> JSONResponse:
     """Whatever went wrong, as a :class:`Refusal`."""
-    if isinstance(error, HTTPException):
-        phrase = HTTPStatus(error.status_code).phrase
-        error = RefusedError(error.status_code, phrase.lower().replace(" ", "_"), str(error.detail))
+    if status := getattr(error, "status_code", None):  # no such route, or not by this method
+        phrase = HTTPStatus(status).phrase
+        error = RefusedError(status, phrase.lower().replace(" ", "_"), f"{phrase}; /docs tells of the routes")
     elif not isinstance(error, RefusedError):
         error = RefusedError(500, "internal", f"the server failed: {type(error).__name__}")
     content = Refusal(kind=error.kind, message=error.message).model_dump()

@@ -12,6 +12,8 @@ from typing import Generic
 from fastapi import Request
 
 from src.curation.scorer import Scorer
+from src.dataset.images import ImageLimits
+from src.errors import JobError
 from src.serving.batcher import Batcher, Names, Room
 from src.serving.config import ServerConfig
 from src.serving.metrics import Requests, value
@@ -51,10 +53,12 @@ class Service:
         with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
             try:
                 scorer = await asyncio.get_running_loop().run_in_executor(thread, self.load)
-                self.batcher = Batcher(scorer, self.config.queue)
+                limits = self.config.limits
+                images = ImageLimits(max_pixels=limits.max_pixels, max_bytes=limits.max_body_bytes)
+                self.batcher = Batcher(scorer, self.config.queue, images)
             except Exception as error:  # whatever it is, the answer to every request says so
                 self.failure = f"the model could not be loaded: {error}"
-                logger.exception("no model, so there will be no scores")
+                logger.error(self.failure, exc_info=not isinstance(error, JobError))
 
     def ready(self) -> Batcher:
         """Raises RefusedError, 503, while there is no model."""
@@ -77,6 +81,8 @@ class Service:
 
         def take(size: int) -> None:
             nonlocal held
+            if held + size > self.room.size:
+                raise RefusedError(413, "request_too_large", "its images take more memory than queue.max_bytes allows")
             self.room.take(size)
             held += size
 
