@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from python_script import (
     benchmark,
@@ -26,6 +27,8 @@ from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import load_config
 from src.experiment.clip_curation import ExperimentConfig
+from src.serving.config import ServerConfig, config_from_environment
+from src.serving.reward_server import create_app
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
@@ -40,6 +43,7 @@ SCHEMAS = {
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
     "select_subset.py": SelectConfig,
+    "serve_reward.py": ServerConfig,
     "train_clip.py": ClipConfig,
     "train_nano_base.py": NanoConfig,
     "train_reward.py": RewardConfig,
@@ -63,7 +67,9 @@ SCRIPTS = {
 
 
 def words_of(command: str) -> list[str]:
+    """The words without variables before them; a server's variables must be keys of it."""
     words = shlex.split(command)
+    config_from_environment(dict(word.split("=", 1) for word in words if word.startswith("REWARD_SERVER_")))
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     return words
@@ -71,7 +77,17 @@ def words_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_real_programs_and_keys(command, monkeypatch):
+    if command.startswith("cd "):
+        folder, command = command.removeprefix("cd ").split(" && ")
+        assert (ROOT / folder).is_dir()
+        module, _ = words_of(command)[1].split(":")
+        assert (ROOT / folder / f"{module}.py").is_file()
+        uvicorn.main.make_context("uvicorn", words_of(command)[1:])  # refuses an unknown option
+        return
     words = words_of(command)
+    if words[:2] == ["curl", "-s"]:
+        assert re.search(r":8000(/[a-z]+)$", words[-1])[1] in create_app().openapi()["paths"]
+        return
     if words[:2] == ["accelerate", "launch"]:
         assert (ROOT / words[3]).is_file()
         words = ["python", *words[4:]]
