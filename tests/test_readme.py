@@ -25,6 +25,7 @@ from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
+from src.benchmark.serving import Server
 from src.config import load_config
 from src.experiment.clip_curation import ExperimentConfig
 from src.serving.config import ServerConfig, config_from_environment
@@ -154,8 +155,9 @@ def test_quick_start_keeps_its_word_and_the_python_blocks_run():
     assert not re.search(r"""(src|href)=["']https?:""", page)
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
     assert len(blocks) >= 2
-    for block in blocks:
-        run([sys.executable, "-c", block])
+    with Server().wait() as server:
+        for block in blocks:
+            run([sys.executable, "-c", block.replace("http://127.0.0.1:8000", server.url)])
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from src.curation.batching import encode_images, score_rows
 from src.curation.scorer import Scorer
 from src.dataset.images import ImageLimits, image_key
 from src.errors import RecordError
-from src.serving.config import QueueConfig
+from src.serving.config import LimitsConfig, QueueConfig
 from src.serving.image_cache import ImageCache, Shown
 from src.serving.schemas import RefusedError, image_bytes
 
@@ -61,6 +61,10 @@ class Ticket:
     def keys(self) -> tuple[str, ...]:
         return tuple(shown.key for shown in self.images)
 
+    def tokens(self, images: int) -> int:
+        """Of all texts, with so many for the images."""
+        return images + sum(len(row) - self.image_tokens for row in self.rows)
+
 
 class Room:
     """Bytes of bodies and images that may be in memory for requests not yet answered."""
@@ -80,13 +84,15 @@ class Batcher:
 
     Attributes:
         pending: pairs accepted and not yet answered.
+        failures: requests in a row on which the model failed.
     """
 
-    def __init__(self, scorer: Scorer, queue: QueueConfig, limits: ImageLimits):
-        self.scorer, self.queue = scorer, queue
-        self._encoder = replace(scorer.encoder, limits=limits)
+    def __init__(self, scorer: Scorer, queue: QueueConfig, limits: LimitsConfig):
+        self.scorer, self.queue, self.limits = scorer, queue, limits
+        images = ImageLimits(max_pixels=limits.max_pixels, max_bytes=limits.max_body_bytes)
+        self._encoder = replace(scorer.encoder, limits=images)
         self.cache = ImageCache(queue.cache_bytes)
-        self.pending = self.batches = self.pairs = self.rows = 0
+        self.pending = self.batches = self.pairs = self.rows = self.failures = 0
         self.model_seconds = 0.0
         self._waiting: deque[Ticket] = deque()
         self._arrived = asyncio.Event()
@@ -162,7 +168,11 @@ class Batcher:
             if isinstance(row, RecordError):
                 raise RefusedError(422, row.kind, f"{name}: {row}")
         image_tokens = rows[0].count(self.scorer.model.config.image_token_id)  # type: ignore[union-attr]
-        return Ticket(shown, rows, image_tokens, fresh, names)  # type: ignore[arg-type]  # no errors are left
+        ticket = Ticket(shown, rows, image_tokens, fresh, names)  # type: ignore[arg-type]  # no errors are left
+        if (tokens := ticket.tokens(image_tokens)) > self.limits.max_tokens:
+            what = f"the texts have {tokens} tokens; the limit is {self.limits.max_tokens} a request"
+            raise RefusedError(422, "too_many_tokens", what)
+        return ticket
 
     def _culprit(self, name: str, question: str, encoded: Sequence, names: Names) -> str:
         """The question, if even the plainest text cannot answer it; else the text of this name."""
@@ -201,8 +211,7 @@ class Batcher:
             if ticket.answer.done():
                 self._waiting.popleft()
                 continue
-            tokens += sum(len(row) - ticket.image_tokens for row in ticket.rows)
-            tokens += 0 if ticket.keys in seen else ticket.image_tokens
+            tokens += ticket.tokens(0 if ticket.keys in seen else ticket.image_tokens)
             if batch and tokens > self.scorer.token_budget:
                 break
             seen.add(ticket.keys)
@@ -217,9 +226,11 @@ class Batcher:
             if len(batch) > 1:
                 return [self._score([ticket])[0] for ticket in batch]
             logger.exception("the model failed")
+            self.failures += 1
             message = f"the model failed on {batch[0].names.texts[0]}: {type(error).__name__}"
             return [RefusedError(500, "scoring_failed", message)]
         self.batches += 1
+        self.failures = 0
         self.pairs += sum(len(ticket.rows) for ticket in batch)
         return [self._finite(ticket, scores) for ticket, scores in zip(batch, scored, strict=True)]
 

@@ -23,6 +23,7 @@ class LimitsConfig:
     max_images: int = 8
     max_texts: int = 64
     max_text_chars: int = 20_000
+    max_tokens: int = 65_536
     max_pixels: int = 25_000_000
 
 

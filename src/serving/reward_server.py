@@ -40,6 +40,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     401: {"model": Refusal, "description": "The key is missing or wrong."},
     408: {"model": Refusal, "description": "The body came too slowly."},
     413: {"model": Refusal, "description": "The body is too large."},
+    415: {"model": Refusal, "description": "The body is not said to be JSON."},
     422: {"model": Refusal, "description": "The request or a text of it cannot be used."},
     429: {"model": Refusal, "description": "The queue is full; see Retry-After."},
     500: {"model": Refusal, "description": "The model failed."},
@@ -97,8 +98,7 @@ def create_app(config: ServerConfig | None = None, load: Callable[[], Scorer] | 
     @app.get("/health", responses={503: {"model": Refusal}})
     async def health() -> dict[str, str]:
         """Whether the process is sound: it has a model, or will have one."""
-        if service.failure:
-            service.ready()
+        service.check_health()
         return {"status": "ok"}
 
     @app.get("/ready", responses={503: {"model": Refusal}})

@@ -3,8 +3,9 @@
 import asyncio
 import hmac
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Generic
@@ -12,14 +13,14 @@ from typing import Generic
 from fastapi import Request
 
 from src.curation.scorer import Scorer
-from src.dataset.images import ImageLimits
 from src.errors import JobError
 from src.serving.batcher import Batcher, Names, Room
-from src.serving.config import ServerConfig
+from src.serving.config import LimitsConfig, ServerConfig
 from src.serving.metrics import Requests, value
 from src.serving.schemas import RefusedError, Schema, parse
 
 SMALL_BODY = 2**16  # bytes that are parsed faster than handed to another thread
+FAILURES = 5  # requests in a row on which the model fails, as after an error of the GPU that does not go away
 logger = logging.getLogger(__name__)
 
 
@@ -50,15 +51,30 @@ class Service:
                 await self.batcher.close()
 
     async def _start(self) -> None:
-        with ThreadPoolExecutor(1, thread_name_prefix="load") as thread:
+        loaded: Future[Scorer] = Future()
+        loaded.set_running_or_notify_cancel()
+
+        def load() -> None:
             try:
-                scorer = await asyncio.get_running_loop().run_in_executor(thread, self.load)
-                limits = self.config.limits
-                images = ImageLimits(max_pixels=limits.max_pixels, max_bytes=limits.max_body_bytes)
-                self.batcher = Batcher(scorer, self.config.queue, images)
-            except Exception as error:  # whatever it is, the answer to every request says so
-                self.failure = f"the model could not be loaded: {error}"
-                logger.error(self.failure, exc_info=not isinstance(error, JobError))
+                loaded.set_result(self.load())
+            except Exception as error:
+                loaded.set_exception(error)
+
+        # A server that is stopped while it loads does not wait for this thread.
+        threading.Thread(target=load, name="load", daemon=True).start()
+        try:
+            self.batcher = Batcher(await asyncio.wrap_future(loaded), self.config.queue, self.config.limits)
+        except Exception as error:  # whatever it is, the answer to every request says so
+            self.failure = f"the model could not be loaded: {error}"
+            logger.error(self.failure, exc_info=not isinstance(error, JobError))
+
+    def check_health(self) -> None:
+        """Raises RefusedError, 503, if there is no hope of scores: the process should be started again."""
+        if self.failure:
+            self.ready()
+        if self.batcher and self.batcher.failures >= FAILURES:
+            message = f"the model failed on each of the last {self.batcher.failures} requests"
+            raise RefusedError(503, "scoring_failed", message)
 
     def ready(self) -> Batcher:
         """Raises RefusedError, 503, while there is no model."""
@@ -73,9 +89,12 @@ class Service:
         """The parsed body of a request by one who may ask, once there is a model; it frees its memory when left.
 
         Raises:
-            RefusedError: 401, 503, 413, 408, 422; see :meth:`read`.
+            RefusedError: 401, 415 not said to be JSON, 503 no model or out of time, 422, or as :meth:`read`.
         """
         self.check_key(request.headers.get("authorization", ""))
+        # What a form on some web page may send unasked is refused: a page has to ask first for sending JSON.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise RefusedError(415, "not_json", "the header Content-Type: application/json is missing")
         batcher = self.ready()
         held = 0
 
@@ -89,9 +108,13 @@ class Service:
         try:
             body = await self.read(request, take)
             small = len(body) <= SMALL_BODY
-            asked = parse(schema, body) if small else await batcher.in_thread(partial(parse, schema, body))
-            del body
-            yield Intake(asked, self, batcher, take)
+            async with asyncio.timeout(self.config.queue.request_seconds):
+                asked = parse(schema, body) if small else await batcher.in_thread(partial(parse, schema, body))
+                del body
+                yield Intake(asked, self.config.limits, batcher, take)
+        except TimeoutError:
+            late = f"no score within {self.config.queue.request_seconds:g} seconds"
+            raise RefusedError(503, "timed_out", late, batcher.patience()) from None
         finally:
             self.room.used -= held
 
@@ -151,27 +174,24 @@ class Service:
 class Intake(Generic[Schema]):
     """A request that was let in."""
 
-    def __init__(self, asked: Schema, service: Service, batcher: Batcher, take: Callable[[int], None]):
-        self.asked, self._service, self._batcher, self._take = asked, service, batcher, take
+    def __init__(self, asked: Schema, limits: LimitsConfig, batcher: Batcher, take: Callable[[int], None]):
+        self.asked, self._limits, self._batcher, self._take = asked, limits, batcher, take
 
     async def score(self, images: Sequence[str], question: str, texts: Sequence[str], names: Names) -> list[float]:
         """One score per text.
 
         Raises:
-            RefusedError: beyond a limit (422), out of time (503), or as :meth:`Batcher.score`.
+            RefusedError: beyond a limit (422), or as :meth:`Batcher.score`.
         """
-        limits, seconds = self._service.config.limits, self._service.config.queue.request_seconds
-        counts = (("images", len(images), limits.max_images), ("texts", len(texts), limits.max_texts))
-        for what, count, limit in counts:
+        limits = self._limits
+        for what, count, limit in (
+            ("images", len(images), limits.max_images),
+            ("texts", len(texts), limits.max_texts),
+        ):
             if count > limit:
                 raise RefusedError(422, f"too_many_{what}", f"{count} {what}; the limit is {limit} a request")
         for name, text in zip((names.question, *names.texts), (question, *texts), strict=True):
             if len(text) > limits.max_text_chars:
                 size = f"{name} has {len(text)} characters; the limit is {limits.max_text_chars}"
                 raise RefusedError(422, "text_too_long", size)
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._batcher.score(images, question, texts, names, self._take)
-        except TimeoutError:
-            late = f"no score within {seconds:g} seconds"
-            raise RefusedError(503, "timed_out", late, self._batcher.patience()) from None
+        return await self._batcher.score(images, question, texts, names, self._take)

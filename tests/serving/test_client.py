@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import httpx
@@ -71,7 +72,7 @@ def test_what_is_asked(served, kind, tmp_path):
     Image.new("RGB", (8, 8), "red").save(picture)
     content = picture.read_bytes()
     got = served(SCORES, TWO, TWO)
-    images = [content, picture, {"bytes": content, "path": None}]
+    images = [content, picture, {"bytes": content, "path": None}, Image.open(picture)]
     assert score(kind, images, "Who?", ["a", "b"], api_key="s3", url="http://box:81/v1/rewards") == [1.5, 2.5]
     assert score(kind, "Who?", "a", "b", picture, method="rewards") == (1.5, 2.5)
     assert score(kind, "Who?", "a", "b", method="rewards") == (1.5, 2.5)
@@ -79,7 +80,9 @@ def test_what_is_asked(served, kind, tmp_path):
     encoded = base64.b64encode(content).decode()
     assert str(first.url) == "http://box:81/v1/score"
     assert first.headers["authorization"] == "Bearer s3"
-    assert json.loads(first.content) == {"images": [encoded] * 3, "question": "Who?", "texts": ["a", "b"]}
+    body = json.loads(first.content)
+    assert Image.open(BytesIO(base64.b64decode(body["images"].pop()))).getpixel((0, 0)) == (255, 0, 0)
+    assert body == {"images": [encoded] * 3, "question": "Who?", "texts": ["a", "b"]}
     body = {"model": "", "problem_description": "Who?", "completion1": "a", "completion2": "b"}
     assert json.loads(second.content) == {**body, "image_data": encoded}
     assert json.loads(third.content) == body

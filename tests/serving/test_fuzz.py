@@ -92,6 +92,7 @@ def test_no_body_makes_the_server_fail(tiny_scorer, requests):
         async with started(create_app(LIMITED, load=lambda: tiny_scorer)) as http:
             while not (await http.get("/ready")).is_success:
                 await asyncio.sleep(0.001)
+            http.headers["Content-Type"] = "application/json"
             return await asyncio.gather(*(http.post(route, content=body) for route, body in requests))
 
     for (route, body), response in zip(requests, asyncio.run(run()), strict=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import re
 import time
 from io import BytesIO
@@ -146,6 +147,7 @@ GOOD = {"images": [BASE64["tanks"]], "question": "", "texts": ["a", "b"]}
         ({"question": "<image> and <image>"}, 422, "bad_record", "question"),
         ({"texts": ["a"] * 65}, 422, "too_many_texts", "limit is 64"),
         ({"texts": ["a", "b" * 20_001]}, 422, "text_too_long", "texts.1"),
+        ({"texts": ["é " * 2000 + str(k) for k in range(60)]}, 422, "too_many_tokens", "limit is 65536"),
         ({"texts": []}, 422, "bad_request", "texts"),
         ({"texts": ["a", 7]}, 422, "bad_request", "texts.1"),
         ({"texts": None}, 422, "bad_request", "texts"),
@@ -184,7 +186,7 @@ def test_no_more_of_a_body_is_read_than_the_limit(tiny_scorer, declared):
             yield b"x" * 1000
 
     async def run(http):
-        headers = {"Content-Length": "1000000"} if declared else {}
+        headers = {"Content-Type": "application/json", **({"Content-Length": "1000000"} if declared else {})}
         return await http.post("/v1/score", content=chunks(), headers=headers)
 
     assert refused(ask(run, tiny_scorer, LimitsConfig(max_body_bytes=20_000))) == (413, "body_too_large")
@@ -294,6 +296,32 @@ def test_a_request_that_breaks_the_model_leaves_the_others_whole(tiny_scorer, mo
     assert [response.json()["scores"][0] for response in good] == pytest.approx(right[:4], abs=1e-5)
 
 
+def test_a_model_that_only_fails_is_unhealthy_until_it_works_again(tiny_scorer, monkeypatch):
+    model = Slow(monkeypatch)
+    (prompt,) = tiny_scorer.encoder.token_ids([tiny_scorer.encoder.prompt({"text": "bad"}, [])])
+    model.fail_at = len(prompt)
+
+    async def run(http):
+        seen = []
+        for text in ["bad"] * 5 + ["a longer text that works"]:
+            await http.post("/v1/score", json={"texts": [text]})
+            seen.append((await http.get("/health")).status_code)
+        return seen
+
+    assert ask(run, tiny_scorer) == [200] * 4 + [503, 200]
+
+
+def test_only_json_is_taken(tiny_scorer):
+    async def run(http):
+        body = json.dumps(GOOD)
+        types = ["text/plain", "application/x-www-form-urlencoded", "application/JSON; charset=utf-8"]
+        return [await http.post("/v1/score", content=body, headers={"Content-Type": name}) for name in types]
+
+    *wrong, right = ask(run, tiny_scorer)
+    assert [refused(response) for response in wrong] == [(415, "not_json")] * 2
+    assert right.status_code == 200
+
+
 def test_a_score_that_is_no_number_is_an_error(tiny_scorer, monkeypatch):
     monkeypatch.setattr(batcher_module, "score_rows", lambda model, images, rows, *rest: [1.0, float("nan")])
 
@@ -357,6 +385,16 @@ def test_before_the_model_is_there_and_if_it_never_comes(tiny_scorer):
         "kind": "model_not_loaded",
         "message": "the model could not be loaded: no such model: 'x'",
     }
+
+
+def test_a_server_that_is_stopped_while_it_loads_does_not_wait(tiny_scorer):
+    async def run():
+        async with started(create_app(load=lambda: time.sleep(3) or tiny_scorer)) as http:
+            return (await http.get("/ready")).status_code
+
+    began = time.monotonic()
+    assert asyncio.run(run()) == 503
+    assert time.monotonic() - began < 2
 
 
 def test_other_routes_answer_in_the_same_form_and_the_docs_tell_of_all(tiny_scorer):

@@ -28,6 +28,7 @@ VARIABLES = {
     "REWARD_SERVER_LIMITS_MAX_BODY_BYTES": "2000000",
     "PYTHONPATH": str(ROOT),
 }
+JSON = "Content-Type: application/json"
 BODY = {"images": [BASE64["tanks"]], "texts": ["two ships", "a field"]}
 
 
@@ -88,7 +89,7 @@ def test_both_clients_get_the_scores_of_the_scorer(server, tiny_scorer):
 def head(server: Server, *lines: str) -> socket.socket:
     """A connection on which a request's head has been sent."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=20)
-    connection.sendall("\r\n".join(["POST /v1/score HTTP/1.1", "Host: x", *lines, "", ""]).encode())
+    connection.sendall("\r\n".join(["POST /v1/score HTTP/1.1", "Host: x", JSON, *lines, "", ""]).encode())
     return connection
 
 
@@ -127,7 +128,8 @@ def test_huge_bodies_fill_no_memory_and_stall_nobody(server):
 
     def flood() -> None:
         chunks = (b"x" * 2**20 for _ in range(100))
-        statuses.append(httpx.post(f"{server.url}/v1/score", content=chunks, trust_env=False, timeout=30).status_code)
+        options = {"headers": dict([JSON.split(": ")]), "trust_env": False, "timeout": 30}
+        statuses.append(httpx.post(f"{server.url}/v1/score", content=chunks, **options).status_code)
 
     floods = [threading.Thread(target=flood) for _ in range(3)]
     for thread in floods:
