@@ -160,9 +160,8 @@ class Batcher:
             try:
                 prompts.append(encoder.prompt({"text": text, "question": question}, encoded))
             except RecordError as error:
-                raise RefusedError(
-                    422, error.kind, f"{self._culprit(name, question, encoded, names)}: {error}"
-                ) from None
+                culprit = self._culprit(name, question, encoded, names)
+                raise RefusedError(422, error.kind, f"{culprit}: {error}") from None
         rows = encoder.token_ids(prompts)
         for name, row in zip(names.texts, rows, strict=True):
             if isinstance(row, RecordError):

@@ -50,12 +50,12 @@ class Retry:
     """How often a request is tried, and how long to wait between.
 
     Attributes:
-        tries: in all; 10 last from about 45 to 90 seconds.
+        tries: in all; the waits between 15 last from one and a half to three minutes, in which a large model loads.
         first_wait: seconds after the first failure; each wait is twice the last, up to ``longest_wait``, of which a
             random half to all is waited.
     """
 
-    tries: int = 10
+    tries: int = 15
     first_wait: float = 0.25
     longest_wait: float = 20.0
 
@@ -240,6 +240,7 @@ class AsyncRewardClient(_Client):
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
         failed = 0

@@ -134,7 +134,8 @@ class Service:
         """
         limits = self.config.limits
         too_long = RefusedError(413, "body_too_large", f"the body is beyond the limit of {limits.max_body_bytes} bytes")
-        if (length := request.headers.get("content-length", "")).isdigit() and int(length) > limits.max_body_bytes:
+        length = request.headers.get("content-length", "")
+        if length.isascii() and length.isdigit() and int(length[:20]) > limits.max_body_bytes:
             raise too_long
         body = bytearray()
         try:
@@ -184,10 +185,8 @@ class Intake(Generic[Schema]):
             RefusedError: beyond a limit (422), or as :meth:`Batcher.score`.
         """
         limits = self._limits
-        for what, count, limit in (
-            ("images", len(images), limits.max_images),
-            ("texts", len(texts), limits.max_texts),
-        ):
+        counts = (("images", len(images), limits.max_images), ("texts", len(texts), limits.max_texts))
+        for what, count, limit in counts:
             if count > limit:
                 raise RefusedError(422, f"too_many_{what}", f"{count} {what}; the limit is {limit} a request")
         for name, text in zip((names.question, *names.texts), (question, *texts), strict=True):
