@@ -16,13 +16,16 @@ generate      likeliest captions of images by a vision-language model: batches a
 outside       a whole scoring job on files of made scenes: the share of its time that is spent outside the model.
 memory        whole scoring jobs on few and on many records: how many times as much memory many take, at most.
 select        top 30 % of a large score table, against the published loader, which looks for each image and sorts.
+reward_server rewards of completions by many clients at once, several on each image: requests a second of the server
+              of src/serving against the published handler, which runs one pair a forward inside an async function.
+restart       the same server, killed and started again in the middle: the share of rewards that are right.
 quota         top 30 % of each class of a larger one: peak memory, as a share of 2 GB.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 
-from src.benchmark import clip, generation, jobs, pairs, selection, shapes, training
+from src.benchmark import clip, generation, jobs, pairs, selection, serving, shapes, training
 from src.curation.scorer import NANO
 from src.errors import JobError
 from src.model.clip import NANO_CLIP
@@ -77,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     memory.add_argument("--many", type=int, default=20_000, help="records of the large job (default 20,000)")
     memory.add_argument("--images", type=int, default=64, help="images that the records share (default 64)")
     memory.add_argument("--format", choices=("csv", "parquet"), default="csv", help="of the data (default csv)")
+    serving_entries(entry)
     for name, run, rows, what in (
         ("select", selection.select, 5_000_000, "top 30 % of a score table"),
         ("quota", selection.quota, 50_000_000, "top 30 % of each class of a score table"),
@@ -94,6 +98,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"ratio {run(args):.2f}")
     except JobError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def serving_entries(entry: Callable[..., argparse.ArgumentParser]) -> None:
+    """The two of the reward server."""
+    server = entry("reward_server", serving.load, "requests a second of the reward server")
+    server.add_argument("--requests", type=int, default=320, help="of two completions each (default 320)")
+    server.add_argument("--completions", type=int, default=5, help="requests on each image (default 5)")
+    crashed = entry("restart", serving.restart, "rewards by a server that is killed and started again", side=112)
+    crashed.add_argument("--requests", type=int, default=10_000, help="of two completions each (default 10,000)")
+    crashed.add_argument("--images", type=int, default=64, help="images that they share (default 64)")
+    for made in (server, crashed):
+        made.add_argument("--clients", type=int, default=64, help="requests at a time (default 64)")
 
 
 if __name__ == "__main__":

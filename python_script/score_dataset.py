@@ -28,7 +28,7 @@ import torch
 from src.config import run_program
 from src.curation.engines import ENGINES, score_by_processes, score_on_ray
 from src.curation.job import Job, Summary
-from src.curation.scorer import Scorer
+from src.curation.scorer import Scorer, ScorerConfig
 from src.dataset.images import ImageLimits
 from src.dataset.records import DataSpec, resolve_root
 from src.errors import JobError
@@ -48,19 +48,6 @@ class DataConfig:
 
 
 @dataclass
-class ModelConfig:
-    path: str = "assets/nano/scorer"
-    device: str = "auto"
-    dtype: str = "auto"
-    template: str = "answer"
-    position_scheme: str = "auto"
-    max_tokens: int = 8192
-    max_pixels: int | None = None
-    token_budget: int = 8192
-    workers: int | None = None
-
-
-@dataclass
 class LimitsConfig:
     max_pixels: int = 100_000_000
     max_bytes: int = 536_870_912
@@ -73,7 +60,7 @@ class ScoreConfig:
     """Keys of config/score_dataset.yaml, where each is explained."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ScorerConfig = field(default_factory=ScorerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     output_dir: str = "output/score_dataset"
     shard_size: int = 2048

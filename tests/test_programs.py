@@ -15,6 +15,7 @@ from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import flatten_keys, load_config
 from src.experiment.clip_curation import ExperimentConfig
+from src.serving.config import ServerConfig
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
@@ -29,6 +30,7 @@ SCHEMAS = {
     "nano/reward_training.yaml": RewardConfig,
     "nano/train_base.yaml": NanoConfig,
     "reward_accuracy.yaml": AccuracyConfig,
+    "reward_server.yaml": ServerConfig,
     "reward_training_stage1.yaml": RewardConfig,
     "reward_training_stage2.yaml": RewardConfig,
     "reward_training_stage3.yaml": RewardConfig,
@@ -69,7 +71,9 @@ def test_config_files_load_and_show_every_key(name):
     load_config(SCHEMAS[name], ROOT / "config" / name, [f"{k}={v}" for k, v in REQUIRED.items() if k in keys])
 
 
-@pytest.mark.parametrize("program", ["build_preference.py", "train_reward.py", "evaluation/reward_accuracy.py"])
+@pytest.mark.parametrize(
+    "program", ["build_preference.py", "serve_reward.py", "train_reward.py", "evaluation/reward_accuracy.py"]
+)
 def test_help_names_the_program_and_its_keys(program):
     command = [sys.executable, f"python_script/{program}", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)

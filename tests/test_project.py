@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # Arrows only downwards: a module imports from its own package and from lower ranks, never sideways.
 RANKS = {"errors": 0, "config": 1, "model": 2, "chat": 3, "dataset": 4, "curation": 5, "rewards": 6}
-RANKS |= {"training": 7, "evaluation": 7, "serving": 8, "benchmark": 8, "experiment": 8}
+RANKS |= {"training": 7, "evaluation": 7, "serving": 8, "experiment": 8, "benchmark": 9}
 # Back ends that a machine may lack: imported only where they are used.
 OPTIONAL = {"flash_attn", "liger_kernel", "lmdeploy", "ray", "vllm"}
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from python_script import (
     benchmark,
@@ -26,9 +27,12 @@ from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
+from src.benchmark.serving import Server
 from src.config import load_config
 from src.evaluation.backends import Sampling, backend_options
 from src.experiment.clip_curation import ExperimentConfig
+from src.serving.config import ServerConfig, config_from_environment
+from src.serving.reward_server import create_app
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
@@ -43,6 +47,7 @@ SCHEMAS = {
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
     "select_subset.py": SelectConfig,
+    "serve_reward.py": ServerConfig,
     "train_clip.py": ClipConfig,
     "train_nano_base.py": NanoConfig,
     "train_reward.py": RewardConfig,
@@ -66,7 +71,9 @@ SCRIPTS = {
 
 
 def words_of(command: str) -> list[str]:
+    """The words without variables before them; a server's variables must be keys of it."""
     words = shlex.split(command)
+    config_from_environment(dict(word.split("=", 1) for word in words if word.startswith("REWARD_SERVER_")))
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
     return words
@@ -74,7 +81,17 @@ def words_of(command: str) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_real_programs_and_keys(command, monkeypatch):
+    if command.startswith("cd "):
+        folder, command = command.removeprefix("cd ").split(" && ")
+        assert (ROOT / folder).is_dir()
+        module, _ = words_of(command)[1].split(":")
+        assert (ROOT / folder / f"{module}.py").is_file()
+        uvicorn.main.make_context("uvicorn", words_of(command)[1:])  # refuses an unknown option
+        return
     words = words_of(command)
+    if words[:2] == ["curl", "-s"]:
+        assert re.search(r":8000(/[a-z]+)$", words[-1])[1] in create_app().openapi()["paths"]
+        return
     if words[:2] == ["accelerate", "launch"]:
         assert (ROOT / words[3]).is_file()
         words = ["python", *words[4:]]
@@ -172,9 +189,10 @@ def test_quick_start_keeps_its_word_and_the_python_blocks_run():
     assert len(page) > 100_000
     assert not re.search(r"""(src|href)=["']https?:""", page)
     blocks = [block for block in BLOCKS if not ELSEWHERE.search(block)]
-    assert len(blocks) >= 3
-    for block in blocks:
-        run([sys.executable, "-c", block])
+    assert len(blocks) >= 4
+    with Server().wait() as server:
+        for block in blocks:
+            run([sys.executable, "-c", block.replace("http://127.0.0.1:8000", server.url)])
 
 
 @pytest.mark.slow

@@ -34,7 +34,12 @@ class _Group:
 
 
 def score_rows(
-    model: Qwen2Reward, images: Mapping[str, EncodedImage], rows: Sequence[Row], pad_id: int, token_budget: int
+    model: Qwen2Reward,
+    images: Mapping[str, EncodedImage],
+    rows: Sequence[Row],
+    pad_id: int,
+    token_budget: int,
+    known: Mapping[str, Tensor] | None = None,
 ) -> list[float]:
     """Return the score of each row.
 
@@ -44,9 +49,11 @@ def score_rows(
         pad_id: fills rows up to the longest of a batch; it is masked, so any id does.
         token_budget: greatest rows x length of one pass; a longer row runs alone. What follows shared prefixes may take
             four times as many, cached ones included, since a cached token costs memory and hardly any work.
+        known: features of images that ``encode_images`` has encoded before.
     """
+    known = known or {}
     wanted = {key for keys, _ in rows for key in keys}
-    features = _encode(model, {key: images[key] for key in wanted})
+    features = {**known, **encode_images(model, {key: images[key] for key in wanted - set(known)})}
     run = _Pass(model, images, features, rows, pad_id, token_budget)
     groups = _shared_prefixes(rows, model.config.image_token_id)
     values = torch.zeros(len(rows))
@@ -60,7 +67,8 @@ def score_rows(
     return values.tolist()
 
 
-def _encode(model: Qwen2Reward, images: Mapping[str, EncodedImage]) -> dict[str, Tensor]:
+def encode_images(model: Qwen2Reward, images: Mapping[str, EncodedImage]) -> dict[str, Tensor]:
+    """The vision tower's features of each image, ``(image tokens, hidden size)``; views of a few large tensors."""
     features: dict[str, Tensor] = {}
     keys = sorted(images, key=lambda key: (len(images[key].pixel_values), key))
     for batch in _batches(keys, lambda key: len(images[key].pixel_values), PATCH_BUDGET, padded=False):

@@ -37,6 +37,21 @@ WINDOW = 256
 _AHEAD = 2  # windows in memory: the one that the model works on, and the next
 
 
+@dataclass
+class ScorerConfig:
+    """The keys by which programs load a scorer: arguments of :meth:`Scorer.from_pretrained`, explained there."""
+
+    path: str = NANO
+    device: str = "auto"
+    dtype: str = "auto"
+    template: str = "answer"
+    position_scheme: str = "auto"
+    max_tokens: int = 8192
+    max_pixels: int | None = None
+    token_budget: int = 8192
+    workers: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Scored:
     """What became of one pair: a score, or the error that kept it from one; and the size of its first image."""

@@ -1,0 +1,3 @@
+from src.serving.reward_server import create_app
+
+app = create_app()
