@@ -5,7 +5,9 @@
     python python_script/measure_pairs.py scores_dir=output/mine clip.path=RemoteCLIP-ViT-L-14.pt clip.batch_size=256
 
 Reads what score_dataset.py wrote, and the data again. The file that it writes has a row for each pair, and
-select_subset.py finds it by itself: by=clip_score, by=image_entropy, language=en, unique=phash_group.
+select_subset.py finds it by itself: by=clip_score, by=image_entropy, language=en, unique=phash_group. A run that was
+killed goes on from its last whole part, of 2,048 records, when it is started again with the same settings; with others
+it begins anew and says what has changed.
 """
 
 from dataclasses import asdict, dataclass, field

@@ -1,29 +1,36 @@
 """Measures of all pairs of a finished scoring job, in one Parquet file that ``scores_from`` of a rule can name."""
 
 import json
-import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from src.curation.measures import MEASURES, OF_IMAGES, Measured, Measurer
+from src.curation.measure_parts import SCHEMA, Parts, part_row
+from src.curation.measures import MEASURES, Measurer
 from src.curation.near_duplicates import groups_of_features, groups_of_hashes
-from src.curation.score_table import check_finished, check_input, data_spec, image_limits, read_manifest
-from src.dataset.records import inspect, read_records
-from src.dataset.writers import sole_user, sync
+from src.curation.score_table import (
+    NOT_FINITE,
+    check_finished,
+    check_input,
+    data_spec,
+    image_limits,
+    read_manifest,
+)
+from src.curation.shards import telling_of_full_disk
+from src.dataset.records import DataSpec, Layout, input_fingerprint, inspect, read_records
+from src.dataset.writers import remove, sole_user, sync
 from src.errors import JobError
 from src.model.clip import Clip
 
-BATCH_ROWS = 8192
 COLUMNS: dict[str, dict[str, pa.DataType]] = {
     "clip_score": {"clip_score": pa.float64()},
     "image_entropy": {"image_entropy": pa.float64()},
@@ -85,8 +92,13 @@ def measure_pairs(
 
     A value that cannot be made is null: all of the image's for a text-only pair or an image that does not open, the
     language of a text without letters. Groups (int64) are named by the smallest row in them. The file is there as a
-    whole or not at all. For groups memory grows by 16 bytes a record while
-    reading; what grouping takes see :mod:`src.curation.near_duplicates`.
+    whole or not at all. For groups memory grows by 16 bytes a record; what grouping takes see
+    :mod:`src.curation.near_duplicates`.
+
+    A run that was killed leaves its :class:`Parts` in ``.<name of output>.partial`` beside the output. The next one
+    with the same settings goes on from them and ends in the same file; with others it clears them and logs what has
+    changed. Only ``distance`` and ``similarity``, which the last step alone needs, may differ. For ``embedding_group``
+    the folder takes 2 bytes of disk for each dimension of each image's features, and in the last step twice that.
 
     Args:
         load: gives the CLIP model, if it is needed.
@@ -97,7 +109,7 @@ def measure_pairs(
 
     Raises:
         JobError: the scoring job has not finished or its data has changed; a bad option; the folder is in use;
-            ``output`` is a folder, a file of the data, or a file of other making.
+            ``output`` is a folder, a file of the data, or a file of other making; the disk is full.
     """
     if not 0 <= distance <= 16:
         raise JobError(f"phash.distance must be 0 to 16 of 64 bits, not {distance}")
@@ -108,104 +120,88 @@ def measure_pairs(
     spec = data_spec(manifest)
     check_input(manifest, spec)
     layout = inspect(spec)
-    _check_output(Path(output), layout.files.stored)
+    output = Path(output)
+    _check_output(output, layout.files.stored)
     measurer = Measurer(measures, load, image_root=layout.root, limits=image_limits(manifest), **options)
-    summary = MeasureSummary(Path(output))
-    with _workplace(summary.path) as folder:
-        seen = _Images(folder)
-        bar = tqdm(total=manifest.get("input", {}).get("records"), unit="record", desc="measure", smoothing=0.05)
-        with bar, pq.ParquetWriter(folder / "values.parquet", _schema(measures), compression="zstd") as writer:
-            rows: list[dict[str, Any]] = []
-            for run in measurer.stream(read_records(spec, layout=layout)):
-                for measured in run:
-                    rows += _rows(measured)
-                    seen.add(measured)
-                    _count(summary, measured, measurer.measures)
-                bar.update(len(run))
-                if len(rows) >= BATCH_ROWS:
-                    writer.write_table(pa.Table.from_pylist(rows, writer.schema))
-                    rows = []
-            writer.write_table(pa.Table.from_pylist(rows, writer.schema))
+    given = manifest.get("input", {})
+    records = given["records"] if "records" in given else layout.files.count_all()
+    parts = Parts(output.parent / f".{output.name}.partial", records, measurer.batch_size)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with sole_user(output.parent), telling_of_full_disk(parts.folder):
+        parts.claim({"data": manifest["data"], "input": given or input_fingerprint(spec), **measurer.settings()})
+        _measure_missing(parts, measurer, spec, layout)
+        seen = _Images(parts)
         groups = {
-            GROUPS[name]: seen.spread(find(), summary.records)
+            GROUPS[name]: seen.spread(find())
             for name, find in (
                 ("phash", lambda: groups_of_hashes(seen.hashes(), distance)),
                 ("embedding_group", lambda: groups_of_features(seen.features(), similarity)),
             )
             if name in measures
         }
-        summary.groups = {column: _sizes(group) for column, group in groups.items()}
-        metadata = {"measures": json.dumps(facts or {}), "input": json.dumps(manifest.get("input", {}))}
-        whole = _write_joined(folder, groups, metadata)
+        metadata = {"measures": json.dumps(facts or {}), "input": json.dumps(given)}
+        whole, summary = _join(parts, measurer.measures, groups, metadata)
         sync(whole)
-        whole.replace(summary.path)
+        whole.replace(output)
+        remove(parts.folder)
+    summary.path = output
     return summary
 
 
+def _measure_missing(parts: Parts, measurer: Measurer, spec: DataSpec, layout: Layout) -> None:
+    """Measure the records of the parts that are not there, and no others; write each part once it is whole."""
+    starts = parts.missing()
+    if not starts:
+        return
+    wanted = set(starts)
+    reading = read_records(spec, starts[0], starts[-1] + parts.size, layout)
+    records = (record for record in reading if parts.first_row(record.row) in wanted)
+    done = parts.records - sum(map(parts.rows_of, starts))
+    rows: list[dict[str, Any]] = []
+    with tqdm(total=parts.records, initial=done, unit="record", desc="measure", smoothing=0.05) as bar:
+        # a part is whole runs, so none has records of two parts
+        for run in measurer.stream(records):
+            rows += map(part_row, run)
+            bar.update(len(run))
+            start = parts.first_row(rows[0]["row"])
+            if len(rows) == parts.rows_of(start):
+                parts.write(start, rows)
+                wanted.remove(start)
+                rows = []
+    if wanted:
+        raise JobError(f"{spec.path} does not have the {parts.records:,} records that were scored. Score it again")
+
+
 class _Images:
-    """What is kept of each opened image until all are known: its row, its hash, and on disk its features."""
+    """What grouping needs of each opened image: its row, its hash, and on disk its features."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, parts: Parts):
+        self._records = parts.records
         self._rows, self._hashes = array("q"), array("Q")
-        self._path, self._dim = folder / "features.f16", 0
-        self._file = self._path.open("wb")
-
-    def add(self, measured: Measured) -> None:
-        if measured.phash is None and measured.feature is None:
-            return
-        self._rows.append(measured.record.row)
-        if measured.phash is not None:
-            self._hashes.append(measured.phash)
-        if measured.feature is not None:
-            self._dim = len(measured.feature)
-            self._file.write(measured.feature.tobytes())
+        self._path, self._dim = parts.folder / "features.partial", 0
+        with self._path.open("wb") as file:
+            for part in parts.read(["row", "phash", "feature"]):
+                seen = part.filter(pc.or_(pc.is_valid(part["phash"]), pc.is_valid(part["feature"])))
+                self._rows.frombytes(seen["row"].to_numpy().tobytes())
+                self._hashes.frombytes(seen["phash"].drop_null().to_numpy().tobytes())
+                for feature in seen["feature"].drop_null().to_pylist():
+                    self._dim = len(feature) // np.dtype(np.float16).itemsize
+                    file.write(feature)
 
     def hashes(self) -> np.ndarray:
         return np.array(self._hashes, np.uint64)
 
     def features(self) -> np.ndarray:
-        self._file.close()
         if not self._rows:
             return np.empty((0, 1), np.float16)
         return np.memmap(self._path, np.float16, "r", shape=(len(self._rows), self._dim))
 
-    def spread(self, groups: np.ndarray, records: int) -> np.ndarray:
+    def spread(self, groups: np.ndarray) -> np.ndarray:
         """From positions among the opened images to rows: (records,) the first row of each one's group, -1 for none."""
         rows = np.array(self._rows, np.int64)
-        spread = np.full(records, -1, np.int64)
+        spread = np.full(self._records, -1, np.int64)
         spread[rows] = np.where(groups < 0, -1, rows[groups])
         return spread
-
-
-def _schema(measures: Sequence[str]) -> pa.Schema:
-    columns = {name: kind for measure in MEASURES if measure in measures for name, kind in COLUMNS[measure].items()}
-    return pa.schema({"id": pa.string(), "row": pa.int64(), **columns})
-
-
-def _rows(measured: Measured) -> Iterator[dict[str, Any]]:
-    for name, language, cosine in zip(measured.ids, measured.languages, measured.clip_scores, strict=True):
-        code, probability = language or (None, None)
-        yield {
-            "id": name,
-            "row": measured.record.row,
-            "clip_score": cosine,
-            "image_entropy": measured.entropy,
-            "language": code,
-            "language_probability": probability,
-            "phash": None if measured.phash is None else f"{measured.phash:016x}",
-        }
-
-
-def _count(summary: MeasureSummary, measured: Measured, measures: set[str]) -> None:
-    summary.records += 1
-    summary.pairs += len(measured.ids)
-    summary.not_finite += measured.not_finite
-    if measured.error:
-        summary.unreadable[measured.error.kind] += 1
-    elif measured.record.images and measures & OF_IMAGES:
-        summary.images += 1
-    if "language" in measures:
-        summary.languages.update(language and language[0] for language in measured.languages)
 
 
 def _sizes(group: np.ndarray) -> tuple[int, int, int]:
@@ -214,18 +210,47 @@ def _sizes(group: np.ndarray) -> tuple[int, int, int]:
     return len(several), int(several.sum()), int(sizes.max(initial=0))
 
 
-def _write_joined(folder: Path, groups: dict[str, np.ndarray], metadata: dict[str, str]) -> Path:
-    """The values with their groups beside them, in place of the row."""
-    values = pq.ParquetFile(folder / "values.parquet")
-    kept = [column for column in values.schema_arrow if column.name != "row"]
-    schema = pa.schema([*kept, *(pa.field(column, pa.int64()) for column in groups)], metadata)
-    path = folder / "measures.parquet"
+def _join(
+    parts: Parts, measures: set[str], groups: dict[str, np.ndarray], metadata: dict[str, str]
+) -> tuple[Path, MeasureSummary]:
+    """The file of all pairs, with the groups of their records, and what it came to."""
+    columns = {name: kind for measure in MEASURES if measure in measures for name, kind in COLUMNS[measure].items()}
+    schema = pa.schema({"id": pa.string(), **columns, **dict.fromkeys(groups, pa.int64())}, metadata)
+    path = parts.folder / "measures.partial"
+    summary = MeasureSummary(path, groups={column: _sizes(group) for column, group in groups.items()})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in values.iter_batches(BATCH_ROWS):
-            of_rows = (group[batch["row"].to_numpy()] for group in groups.values())
-            columns = [batch[column.name] for column in kept] + [pa.array(of, mask=of < 0) for of in of_rows]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-    return path
+        for part in parts.read([column for column in SCHEMA.names if column != "feature"]):
+            pairs = _pairs(part, groups)
+            writer.write_table(pa.table({name: pairs[name] for name in schema.names}, schema))
+            _count(summary, part, pairs, measures)
+    return path, summary
+
+
+def _pairs(part: pa.RecordBatch, groups: dict[str, np.ndarray]) -> dict[str, pa.Array]:
+    """The columns of a part's pairs."""
+    of = part["pairs"].value_parent_indices()
+    pairs = part["pairs"].flatten()
+    hashes = [None if number is None else f"{number:016x}" for number in part["phash"].to_pylist()]
+    columns = dict(zip(pairs.type.names, pairs.flatten(), strict=True))
+    columns["image_entropy"] = part["image_entropy"].take(of)
+    columns["phash"] = pa.array(hashes, pa.string()).take(of)
+    rows = part["row"].take(of).to_numpy()
+    return columns | {name: pa.array(group[rows], mask=group[rows] < 0) for name, group in groups.items()}
+
+
+def _count(summary: MeasureSummary, part: pa.RecordBatch, pairs: dict[str, pa.Array], measures: set[str]) -> None:
+    summary.records += len(part)
+    summary.pairs += len(pairs["id"])
+    images = _counts(part["image"].drop_null())
+    summary.not_finite += images[NOT_FINITE]
+    summary.images += images.pop("ok", 0) + images.pop(NOT_FINITE, 0)
+    summary.unreadable += images
+    if "language" in measures:
+        summary.languages += _counts(pairs["language"])
+
+
+def _counts(values: pa.Array) -> Counter:
+    return Counter({found["values"]: found["counts"] for found in values.value_counts().to_pylist()})
 
 
 def _check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -241,17 +266,3 @@ def _check_output(output: Path, inputs: Sequence[Path]) -> None:
             ours = False
         if not ours:
             raise JobError(f"{output} is in the way, and is no earlier file of measures; choose another output")
-
-
-@contextmanager
-def _workplace(output: Path) -> Iterator[Path]:
-    """A folder beside ``output`` for what is not whole yet; what a killed run has left of it goes first."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.parent / f".{output.name}.partial"
-    with sole_user(output.parent):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)

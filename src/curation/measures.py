@@ -6,13 +6,16 @@ a record with several images it is the first that is measured, as in the score t
 
 import math
 import os
+import platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -33,6 +36,7 @@ OF_CLIP = {"clip_score", "embedding_group"}
 # of RSICD, RSITMD, UCM and Sydney 99.98 % are called English among these, 99.85 % among all 142 that the model knows:
 # "Green is green water." is then Dutch, "a blue sea beach ." Gaelic.
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "pt", "ru", "zh")
+_LIBRARIES = ("torch", "torchvision", "pillow", "numpy", "scipy", "imagehash", "py3langid", "pyarrow")
 
 
 @dataclass(slots=True)
@@ -46,6 +50,7 @@ class Measured:
         entropy: of the grey levels of the image, 0 (all alike) to 8 bits.
         phash: 64-bit perceptual hash of the image.
         feature: unit CLIP features of the image, float16 (dim,).
+        opened: whether there is an image, a measure asked for it, and it could be opened.
         not_finite: the CLIP features of the image are not all finite numbers.
         error: why the image could not be opened.
     """
@@ -58,6 +63,7 @@ class Measured:
     entropy: float | None = None
     phash: int | None = None
     feature: np.ndarray | None = None
+    opened: bool = False
     not_finite: bool = False
     error: RecordError | None = None
     pixels: Tensor | None = None
@@ -97,8 +103,20 @@ class Measurer:
         self.measures = set(measures)
         self.image_root, self.limits = image_root, limits
         self.batch_size, self.workers = batch_size, workers or min(8, os.cpu_count() or 1)
-        self._identify = identifier(tuple(languages or ())) if "language" in self.measures else None
+        self.languages = sorted(set(languages or ()))
+        self._identify = identifier(tuple(self.languages)) if "language" in self.measures else None
         self.clip = load() if self.measures & OF_CLIP else None
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides the values of a record beside the record itself, ready for JSON."""
+        asked: dict[str, Any] = {"measures": [name for name in MEASURES if name in self.measures]}
+        if self._identify:
+            asked["languages"] = self.languages
+        if self.clip:
+            asked["clip"] = {"fingerprint": self.clip.fingerprint(), "device": self.clip.device.type}
+            asked["batch_size"] = self.batch_size
+        versions = {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}}
+        return {**asked, "limits": asdict(self.limits or ImageLimits()), "versions": versions}
 
     def stream(self, records: Iterable[Record]) -> Iterator[list[Measured]]:
         """Measure runs of ``batch_size`` records; the next run is opened while the model works on this one."""
@@ -132,6 +150,7 @@ class Measurer:
         except ValueError as error:
             found.error = RecordError("unreadable_image", f"the model's image processor refuses it: {error}")
             return found
+        found.opened = True
         if "image_entropy" in self.measures:
             found.entropy = image.convert("L").entropy()
         if "phash" in self.measures:

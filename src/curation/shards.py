@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def part_path(output: Path, start: int) -> Path:
     return output / "scores" / f"part-{start:010d}.parquet"
 
 
-def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_shard(path: Path, rows: list[dict[str, Any]], schema: pa.Schema = SCHEMA) -> None:
     """Write a shard under a temporary name, sync it and rename it: it is there as a whole or not at all.
 
     Raises:
@@ -85,14 +86,24 @@ def write_shard(path: Path, rows: list[dict[str, Any]]) -> None:
     """
     # The process in the name: after a network failure two workers may hold one shard, and the last whole one wins.
     partial = path.with_suffix(f".{os.getpid()}.partial")
+    with telling_of_full_disk(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(_parquet(pa.Table.from_pylist(rows, schema=schema)))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def telling_of_full_disk(path: Path) -> Iterator[None]:
+    """Raise JobError in place of the system's error where the disk of ``path`` is full; shards written stay."""
     try:
-        with partial.open("wb") as file:
-            file.write(_parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        yield
     except OSError as error:
-        partial.unlink(missing_ok=True)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise JobError(f"disk full at {path}; all earlier shards are safe: free some space and rerun") from error
@@ -112,7 +123,7 @@ def is_whole(path: Path) -> bool:
     except (pa.ArrowException, OSError, ValueError) as error:
         problem = error
     if problem:
-        log.warning("%s is damaged and will be scored again: %s", path, problem)
+        log.warning("%s is damaged and will be made again: %s", path, problem)
     return not problem
 
 
