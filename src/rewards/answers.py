@@ -7,9 +7,9 @@ from collections.abc import Sequence
 Box = tuple[float, float, float, float]
 
 _NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 _WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 _ARTICLES = {"a", "an", "the"}
 _MARKS = str.maketrans(dict.fromkeys(string.punctuation, " "))
@@ -46,7 +46,8 @@ def normalise_answer(text: str) -> str:
     # Marks that belong to a number are put out of reach of the next line, by characters that no text has.
     kept = _INNER_MARK.sub(lambda mark: {".": "\ue000", ",": "", "-": "\ue001"}[mark[0]], lowered)
     words = kept.translate(_MARKS).replace("\ue000", ".").replace("\ue001", "-").split()
-    return " ".join(_WORDS.get(word, word) for word in words if word not in _ARTICLES)
+    telling = [word for word in words if word not in _ARTICLES] or words  # "A" may be a choice of several
+    return " ".join(_WORDS.get(word, word) for word in telling)
 
 
 def same_answer(answer: str, references: Sequence[str]) -> bool:

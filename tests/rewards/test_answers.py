@@ -23,6 +23,7 @@ from src.rewards.answers import box_hits, box_iou, final_answer, normalise_answe
         ("(B)", "b"),
         ("left of", "left of"),
         ("...", ""),
+        ("A.", "a"),
     ],
 )
 def test_plain_form(text, plain):
