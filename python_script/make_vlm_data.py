@@ -5,13 +5,12 @@
         --captions rsicd_aid_train.parquet --captions-column captions
 
 A ``.parquet`` file holds its images, one question a row; ``.jsonl`` is ShareGPT with a folder ``images`` beside it, and
-takes several turns a conversation. Data of different seeds share no scene: take one seed to train and another to measure.
+takes several turns a conversation. Data of different seeds share no scene: train on one seed, measure on another.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             yield from tqdm(caption_conversations(spec, errors, args.seed), "captions", unit=" captions")
 
     with exit_on_job_error():
-        counts = write_instructions(in_turns(chain(conversations()), args.turns), args.output)
+        counts = write_instructions(in_turns(conversations(), args.turns), args.output)
     print("\n".join(f"{kind:<16} {count:>8}" for kind, count in sorted(counts.items())))
     if errors:
         print(f"left out: {', '.join(f'{kind} {number}' for kind, number in sorted(errors.items()))} records")

@@ -1,10 +1,11 @@
 """Several texts in one row of a batch, none of which sees another.
 
-Answers to one prompt (``pack`` and ``packed_*``): the prompt runs once for all of them. A packed row is prefix, answer 1, ..., answer K, padding; ``segment_ids`` says which token is which: 0 for the prefix,
-1..K for the answers, -1 for padding. Every answer continues the prefix at the position where the prefix ends.
+Answers to one prompt (``pack`` and ``packed_*``): the prompt runs once for all of them. A packed row is prefix,
+answer 1, ..., answer K, padding; ``segment_ids`` says which token is which: 0 for the prefix, 1..K for the answers,
+-1 for padding. Every answer continues the prefix at the position where the prefix ends.
 
-Whole conversations (``fill_rows`` and ``conversation_positions``), for training without padding: each begins at position
-0, by which the models of transformers tell them apart where no attention mask is given.
+Whole conversations (``fill_rows`` and ``conversation_positions``), for training with little padding: each begins at
+position 0, by which the models of transformers tell them apart where no attention mask is given.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -14,8 +14,6 @@ from omegaconf import MISSING
 from transformers import Trainer, TrainingArguments
 
 from src.errors import JobError
-
-Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 @dataclass
@@ -74,9 +72,9 @@ class RunConfig:
 def training_arguments(
     config: RunConfig,
     best_by: str | None,
-    kind: type[Arguments] = TrainingArguments,  # type: ignore[assignment]
+    kind: type[TrainingArguments] = TrainingArguments,
     **more: Any,
-) -> Arguments:
+) -> Any:
     """Return the arguments for :class:`transformers.Trainer`; on a machine without a GPU it trains on the CPU.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which data set, and which part of it, a trainer is to read: given by itself, or by a selection that was cut from it."""
+"""Which data set, and which part of it, a trainer is to read: given by itself, or by a selection cut from it."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Fine-tune Qwen2-VL on conversations, with TRL's trainer, and tell by greedy generation how often it is right."""
 
+import copy
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
             **kwargs,
         )
         # TRL finds probabilities where there is a label, but without Triton at all positions: half the time of a step.
-        trl.trainer.utils._use_triton = lambda _: True
+        trl.trainer.utils._use_triton = lambda device: True  # noqa: ARG005
         plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         # Or checkpoints would have the weights under their published names, and be read back by those they have here.
         plain.save_pretrained = partial(plain.save_pretrained, save_original_format=False)
@@ -67,7 +68,8 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log what TRL does, but for its count of tokens, which knows no packed rows."""
-        self._metrics["train" if self.model.training else "eval"].pop("num_tokens", None)
+        model: Any = self.model
+        self._metrics["train" if model.training else "eval"].pop("num_tokens", None)
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -82,7 +84,8 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
             ``precision_<kind>`` (hits over all true boxes), each with the prefix; the same in every process.
         """
         assert self.held_out is not None
-        self.model.eval()
+        model: Any = self.model
+        model.eval()
         sums, found = torch.zeros(2, dtype=torch.float64, device=self.args.device), []
         for rows, mine in self._batches():
             own = [row for row, is_own in zip(rows, mine, strict=True) if is_own]
@@ -96,7 +99,7 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.is_world_process_zero():
             lines = [json.dumps(record, ensure_ascii=False) for record in records]
-            Path(self.args.output_dir, PREDICTIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            Path(str(self.args.output_dir), PREDICTIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -158,7 +161,7 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
         return records
 
     def save_final(self, folder: Path, dtype: torch.dtype) -> None:
-        """Write the model, adapters merged, and its processor as a plain Qwen2-VL folder; all processes must call it."""
+        """Write the model, adapters merged, and its processor as a Qwen2-VL folder; all processes must call it."""
         state = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.is_world_process_zero():
             return
@@ -180,10 +183,13 @@ def merged_weights(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, T
     Args:
         state: all weights of ``model``, as gathered from the processes that share them.
     """
+    config = copy.deepcopy(model.get_base_model().config)
     with torch.device("meta"):
-        twin = get_peft_model(Qwen2VLForConditionalGeneration(model.get_base_model().config), model.peft_config["default"])
+        twin = get_peft_model(Qwen2VLForConditionalGeneration(config), model.peft_config["default"])
     whole = {name: weight.detach().to("cpu", copy=True) for name, weight in state.items()}
     twin.load_state_dict(whole, assign=True)
+    plain: Any = twin.get_base_model()
+    plain.tie_weights()
     return twin.merge_and_unload().state_dict()
 
 

@@ -1,4 +1,4 @@
-"""Conversations as Qwen2-VL trains on them: which, as one checked table, each as tokens, and batches without padding."""
+"""Conversations as Qwen2-VL trains on them: which, as one checked table, each as tokens, and in packed batches."""
 
 import hashlib
 from collections import Counter
@@ -68,8 +68,8 @@ def encode_conversation(
         images: those of the row, if they are encoded already.
 
     Raises:
-        RecordError: as :meth:`PairEncoder.image` and :func:`src.chat.turn_messages`; ``empty_text`` for any blank answer,
-            ``reserved_token``, ``text_too_long`` beyond ``encoder.max_tokens``.
+        RecordError: as :meth:`PairEncoder.image` and :func:`src.chat.turn_messages`; ``empty_text`` for any blank
+            answer, ``reserved_token``, ``text_too_long`` beyond ``encoder.max_tokens``.
     """
     texts = [turn["content"] for turn in row["turns"]] or [row["question"], row["answers"][answer]]
     if found := next((token for token in _TURN_TOKENS if any(token in text for text in texts)), None):
@@ -83,7 +83,7 @@ def encode_conversation(
     pieces = list(_pieces(tokenizer, messages))
     if sum(text.count(pad) for text, _ in pieces) != len(images):
         raise RecordError("reserved_token", f"the texts together spell {pad}, which stands for image features")
-    merge = encoder.processor.image_processor.merge_size ** 2
+    merge = encoder.processor.image_processor.merge_size**2
     counts = iter([image.grid[0] * image.grid[1] * image.grid[2] // merge for image in images])
     ids: list[int] = []
     labels: list[int] = []
@@ -205,7 +205,7 @@ class ConversationCollator:
 
 
 def load_conversations(data: Data, encoder: PairEncoder, held_out: bool = False) -> tuple[Conversations, PairEncoder]:
-    """The conversations that the configuration asks for, each encoded once before training starts to see that it can be.
+    """The conversations that the configuration asks for, each encoded once before training to see that it can be.
 
     Records that cannot be used are counted, and listed in ``errors.jsonl`` in the cache. A later call with the same
     data and processor opens the same table.
