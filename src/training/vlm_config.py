@@ -94,7 +94,7 @@ def make_trainable(model: Qwen2VLForConditionalGeneration, config: Model) -> Any
         modules_to_save=["visual.merger"] if merger else None,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora)
+    return get_peft_model(model, lora, autocast_adapter_dtype=False)
 
 
 def trained_parts(model: torch.nn.Module) -> str:
@@ -102,6 +102,7 @@ def trained_parts(model: torch.nn.Module) -> str:
     counts = {"vision tower": [0, 0], "merger": [0, 0], "language model": [0, 0]}
     for name, weight in model.named_parameters():
         part = "merger" if ".merger." in name else "vision tower" if ".visual." in name else "language model"
-        counts[part][0] += weight.numel() * weight.requires_grad
-        counts[part][1] += weight.numel()
+        size = getattr(weight, "ds_numel", weight.numel())  # ZeRO-3 holds a share of each
+        counts[part][0] += size * weight.requires_grad
+        counts[part][1] += size
     return ", ".join(f"{part} {trained:,} of {total:,}" for part, (trained, total) in counts.items()) + " weights train"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import SFTConfig
 
 from src.dataset.collate import PairEncoder
@@ -68,6 +69,8 @@ def train_vlm(config: VlmConfig) -> dict[str, float]:
     trainer = VlmTrainer(trained, arguments, collators[0], held_out, config.evaluation)
     metrics: dict[str, float] = {}
     if held_out and config.evaluation.before_training and checkpoint is None:
+        if is_deepspeed_zero3_enabled():
+            raise JobError("evaluation.before_training cannot be had under ZeRO-3, which divides the weights by then")
         metrics |= trainer.evaluate(metric_key_prefix="before")
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics["train_conversations_per_second"] = result.metrics["train_samples_per_second"]

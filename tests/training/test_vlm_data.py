@@ -173,6 +173,13 @@ def test_bad_records_are_named_and_counted_and_good_ones_stay(pictures, processo
     assert encoder.image_root == pictures
 
 
+def test_data_may_be_given_by_a_relative_path(pictures, processor, monkeypatch):
+    sharegpt(pictures, [chat("a.png", "a lake")])
+    monkeypatch.chdir(pictures.parent)
+    found, _ = load(pictures, Path(pictures.name, "chats.jsonl"), processor)
+    assert "1 usable" in found.summary
+
+
 def test_every_caption_is_a_conversation_with_its_own_question_or_the_given_one(pictures, processor):
     image = {"bytes": (pictures / "a.png").read_bytes(), "path": "a.png"}
     rows = [
