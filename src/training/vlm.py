@@ -1,6 +1,5 @@
 """Fine-tune Qwen2-VL on conversations, with TRL's trainer, and tell by greedy generation how often it is right."""
 
-import copy
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +11,8 @@ import torch
 import trl.trainer.utils
 from accelerate.utils import gather_object
 from datasets import Dataset as Table
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor
-from transformers import Qwen2VLForConditionalGeneration
 from trl import SFTTrainer
 
 from src.dataset.collate import PairEncoder
@@ -178,19 +176,24 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
 
 
 def merged_weights(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the plain model, each adapter added to its layer; on the CPU.
+    """The weights of the plain model, each adapter added to its layer.
+
+    PEFT would merge the model itself, whose weights may be divided among processes.
 
     Args:
         state: all weights of ``model``, as gathered from the processes that share them.
     """
-    config = copy.deepcopy(model.get_base_model().config)
-    with torch.device("meta"):
-        twin = get_peft_model(Qwen2VLForConditionalGeneration(config), model.peft_config["default"])
-    whole = {name: weight.detach().to("cpu", copy=True) for name, weight in state.items()}
-    twin.load_state_dict(whole, assign=True)
-    plain: Any = twin.get_base_model()
-    plain.tie_weights()
-    return twin.merge_and_unload().state_dict()
+    lora: Any = model.peft_config["default"]
+    merged = {}
+    for name, weight in state.items():
+        if ".lora_" in name or ".original_module." in name:
+            continue
+        plain = name.removeprefix("base_model.model.").replace(".modules_to_save.default", "")
+        if (layer := name.removesuffix(".base_layer.weight")) != name:
+            down, up = (state[f"{layer}.lora_{side}.default.weight"].float() for side in "AB")
+            weight = (weight.float() + lora.lora_alpha / lora.r * (up @ down)).to(weight.dtype)  # noqa: PLW2901
+        merged[plain.replace(".base_layer.", ".")] = weight
+    return merged
 
 
 def prompt_batch(encoded: Sequence[Encoded], encoder: PairEncoder) -> dict[str, Tensor]:
