@@ -13,6 +13,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset as Table
 from peft import PeftModel
 from torch import Tensor
+from tqdm import tqdm
 from trl import SFTTrainer
 
 from src.dataset.collate import PairEncoder
@@ -85,11 +86,13 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
         model: Any = self.model
         model.eval()
         sums, found = torch.zeros(2, dtype=torch.float64, device=self.args.device), []
-        for rows, mine in self._batches():
+        bar = tqdm(list(self._batches()), "held out", leave=False, disable=not self.is_world_process_zero())
+        for rows, mine in bar:
             own = [row for row, is_own in zip(rows, mine, strict=True) if is_own]
             loss, tokens = self._loss(self.held_out, own or rows[:1])
             said = self._answers(self.held_out, rows)
-            found += [{"row": row, "prediction": text} for row, text in zip(rows, said, strict=True) if row in own]
+            told = zip(rows, said, mine, strict=True)
+            found += [{"row": row, "prediction": text} for row, text, is_own in told if is_own]
             sums += torch.stack([loss, tokens]).double() * bool(own)
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
         records = self._judged(sorted(gather_object(found), key=lambda one: one["row"]))
