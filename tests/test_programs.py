@@ -19,6 +19,7 @@ from src.serving.config import ServerConfig
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
+from src.training.vlm_config import VlmConfig
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = {
@@ -34,8 +35,12 @@ SCHEMAS = {
     "reward_training_stage1.yaml": RewardConfig,
     "reward_training_stage2.yaml": RewardConfig,
     "reward_training_stage3.yaml": RewardConfig,
+    "nano/vlm_pretrain.yaml": VlmConfig,
+    "nano/vlm_sft.yaml": VlmConfig,
+    "pretrain_finetuning.yaml": VlmConfig,
     "score_dataset.yaml": ScoreConfig,
     "select_subset.yaml": SelectConfig,
+    "sft_finetuning.yaml": VlmConfig,
 }
 REQUIRED = {
     "way": "scenes",

@@ -19,6 +19,7 @@ from python_script import (
     export_subset,
     make_nano_clip,
     make_scenes,
+    make_vlm_data,
     tally_subset,
 )
 from python_script.build_preference import BuildConfig
@@ -36,6 +37,7 @@ from src.serving.reward_server import create_app
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
+from src.training.vlm_config import VlmConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,11 +53,13 @@ SCHEMAS = {
     "train_clip.py": ClipConfig,
     "train_nano_base.py": NanoConfig,
     "train_reward.py": RewardConfig,
+    "train_vlm.py": VlmConfig,
 }
 PARSERS = {
     "benchmark.py": benchmark, "clip_classification.py": clip_classification, "compare_subsets.py": compare_subsets,
     "convert_clip.py": convert_clip, "eval_retrieval.py": eval_retrieval, "export_subset.py": export_subset,
-    "make_nano_clip.py": make_nano_clip, "make_scenes.py": make_scenes, "result_table.py": result_table,
+    "make_nano_clip.py": make_nano_clip, "make_scenes.py": make_scenes, "make_vlm_data.py": make_vlm_data,
+    "result_table.py": result_table,
     "reward_curves.py": reward_curves,
     "tally_subset.py": tally_subset,
 }  # fmt: skip
@@ -64,9 +68,11 @@ SCRIPTS = {
     "script/curation_experiment.sh": "python_script/curation_experiment.py",
     "script/score_dataset.sh": "python_script/score_dataset.py",
     "script/train_clip_remoteclip.sh": "python_script/train_clip.py",
+    "script/train_pretrain.sh": "python_script/train_vlm.py",
     "script/train_reward_first_stage.sh": "python_script/train_reward.py",
     "script/train_reward_second_stage.sh": "python_script/train_reward.py",
     "script/train_reward_third_stage.sh": "python_script/train_reward.py",
+    "script/train_sft.sh": "python_script/train_vlm.py",
 }
 
 
@@ -108,6 +114,8 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
             paths = paths or ["config/reward_training_stage2.yaml"]
         elif name == "train_clip.py":
             paths = paths or ["config/clip_training_remoteclip.yaml"]
+        elif name == "train_vlm.py":
+            paths = paths or ["config/sft_finetuning.yaml"]
         assert len(paths) <= 1
         load_config(SCHEMAS[name], ROOT / paths[0] if paths else None, [a for a in arguments if "=" in a])
     elif name in PARSERS:

@@ -203,7 +203,8 @@ def _parts(values: Row, spec: DataSpec, layout: Layout) -> tuple[dict[str, Any],
     try:
         parts["source"] = _label(values, spec.source_column)
         if layout.conversations:
-            folder = layout.files.folder if spec.image_root is None else None
+            # absolute, as ``open_image`` takes relative ones to be below the root, which is that folder
+            folder = layout.files.folder.absolute() if spec.image_root is None else None
             keys = ("image", "images") if layout.files.suffix == ".tar" else ("images", "image")
             given = next((values[key] for key in keys if values.get(key) is not None), None)
             parts["images"] = fields.images(given, folder)

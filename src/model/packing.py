@@ -1,7 +1,11 @@
-"""Several answers to one prompt in one row: the prompt runs once, and no answer sees another.
+"""Several texts in one row of a batch, none of which sees another.
 
-A packed row is prefix, answer 1, ..., answer K, padding; ``segment_ids`` says which token is which: 0 for the prefix,
-1..K for the answers, -1 for padding. Every answer continues the prefix at the position where the prefix ends.
+Answers to one prompt (``pack`` and ``packed_*``): the prompt runs once for all of them. A packed row is prefix,
+answer 1, ..., answer K, padding; ``segment_ids`` says which token is which: 0 for the prefix, 1..K for the answers,
+-1 for padding. Every answer continues the prefix at the position where the prefix ends.
+
+Whole conversations (``fill_rows`` and ``conversation_positions``), for training with little padding: each begins at
+position 0, by which the models of transformers tell them apart where no attention mask is given.
 """
 
 from collections.abc import Sequence
@@ -66,3 +70,51 @@ def packed_ends(segment_ids: Tensor) -> Tensor:
     answers = torch.arange(1, int(segment_ids.max()) + 1, device=segment_ids.device)
     index = torch.arange(segment_ids.shape[1], device=segment_ids.device)
     return torch.where(segment_ids[:, None] == answers[None, :, None], index, -1).amax(-1)
+
+
+def fill_rows(lengths: Sequence[int], width: int | None) -> list[list[int]]:
+    """Distribute texts over rows of at most ``width`` tokens, which no text is longer than; None: all in one row.
+
+    First fit, longest first: the rows are at most 11/9 as many as are needed.
+
+    Returns:
+        for each row the numbers of its texts.
+    """
+    if width is None:
+        return [list(range(len(lengths)))]
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
+        row = next((k for k, room in enumerate(left) if room >= lengths[number]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            left.append(width)
+        rows[row].append(number)
+        left[row] -= lengths[number]
+    return rows
+
+
+def conversation_positions(
+    ids: Tensor, grids: Sequence[tuple[int, int, int]], image_token: int, merge_size: int
+) -> Tensor:
+    """Return ``(4, length)``: the number of each token in its text, and its three M-RoPE positions.
+
+    The latter are what ``Qwen2VLModel.get_rope_index`` gives, without a model at hand.
+
+    Args:
+        ids: ``(length,)`` token ids of one text, each image as its whole run of ``image_token``.
+        grids: (frames, rows, columns) of patches of each image; ``merge_size`` ** 2 of them are a token.
+    """
+    numbers = torch.arange(len(ids))
+    positions = numbers.expand(4, -1).clone()
+    images = (ids == image_token).nonzero().flatten()
+    done = 0
+    for frames, height, width in grids:
+        sides = frames, height // merge_size, width // merge_size
+        count = sides[0] * sides[1] * sides[2]
+        first = int(images[done])
+        start = positions[1, first].item()
+        positions[1:, first : first + count] = start + torch.cartesian_prod(*map(torch.arange, sides)).T
+        positions[1:, first + count :] = start + max(sides[1:]) + numbers[: len(ids) - first - count]
+        done += count
+    return positions

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from src.curation.score_table import check_input, data_spec, read_manifest
-from src.curation.select import kept_rows, scores_of, subset_file
+from src.curation.select import kept_rows
 from src.dataset import rows
 from src.dataset.arrow_cache import ERRORS, IMAGE, build_table, checked, image_entry, is_built, open_table
 from src.dataset.augment import turned_crop
@@ -36,6 +35,7 @@ from src.dataset.records import (
 )
 from src.errors import JobError, RecordError
 from src.training.clip_config import Data
+from src.training.selected import selected_data
 
 SCHEMA = pa.schema([("id", pa.string()), ("image", IMAGE), ("captions", pa.list_(pa.string()))])
 Kept = Mapping[int, Sequence[int] | None]  # row -> numbers of its captions, None for all of them
@@ -139,7 +139,10 @@ def load_pairs(data: Data, seed: int) -> Pairs:
     """
     if data.captions not in ("each", "drawn"):
         raise JobError(f"data.captions is {data.captions!r}; use one of each, drawn")
-    spec, subset = _data_set(data)
+    if data.subset is not None and data.filter_record:
+        raise JobError("data.subset and data.filter_record both select; give one")
+    given = DataSpec(data.csv_path or "", data.image_path, data.image_column, data.target_column)
+    spec, subset = selected_data(given, data.subset, "data.csv_path")
     what: list[Any] = [input_fingerprint(spec), vars(spec), file_fingerprint(subset) if subset else None]
     what += [data.filter_column, data.save_top_percent] if data.filter_record else []
     folder = Path(data.cache_dir, hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest())
@@ -157,27 +160,6 @@ def load_pairs(data: Data, seed: int) -> Pairs:
     if not counts["images"]:
         raise JobError(f"nothing to train on: {summary}")
     return Pairs(table, layout.root, data.captions, seed, summary)
-
-
-def _data_set(data: Data) -> tuple[DataSpec, Path | None]:
-    """The data set, and the selection of it, if there is one; refuses other data than the selection was cut from."""
-    spec = DataSpec(data.csv_path or "", data.image_path, data.image_column, data.target_column)
-    if data.subset is None:
-        if data.csv_path is None:
-            raise JobError("give data.csv_path, or data.subset of a selection")
-        return spec, None
-    if data.filter_record:
-        raise JobError("data.subset and data.filter_record both select; give one")
-    subset = subset_file(data.subset)
-    scores = scores_of(subset)
-    if data.csv_path is None:
-        if scores is None:
-            raise JobError(f"data.subset: {subset} does not say what it was cut from; give data.csv_path too")
-        scored = data_spec(read_manifest(scores))
-        spec = replace(scored, image_root=data.image_path or scored.image_root)
-    if scores is not None and scores.is_dir() and "input" in (manifest := read_manifest(scores)):
-        check_input(manifest, spec)
-    return spec, subset
 
 
 def _kept(data: Data, layout: Layout, subset: Path | None) -> tuple[Kept | None, str]:

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from peft import PeftModel
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from transformers import Trainer
 
 from src.dataset.collate import EncodedImage, PairEncoder
 from src.errors import JobError, RecordError
 from src.model.packing import pack
 from src.model.ranking import choice_loss, pairwise_loss, pooled_loss, ranking_loss
+from src.training.run import ShardedTrainer
 
 Loss = Literal["pairwise", "choice", "plackett_luce"]
 _LOGGED = ("ranking_accuracy", "margin", "score_min", "score_mean", "score_max", "tokens")
@@ -83,7 +81,7 @@ def encode_group(encoder: PairEncoder, group: Mapping[str, Any]) -> tuple[list[l
         raise RecordError(error.kind, f"{group['id']}: {error}" if group.get("id") else str(error)) from error
 
 
-class RewardTrainer(Trainer):
+class RewardTrainer(ShardedTrainer):
     """Trainer whose loss is the likelihood of the chosen answer against the rejected ones of its group.
 
     Args:
@@ -116,18 +114,13 @@ class RewardTrainer(Trainer):
         self._since_log: list[Tensor] = []
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Let FSDP2 run on CPUs too, where torch has it (gloo) and accelerate offers it for accelerators alone."""
+        """Refuse what the weights, as they are divided, cannot do."""
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
         if self.is_deepspeed_enabled and state.deepspeed_plugin.zero_stage == 3 and self.text_weight:
             raise JobError(
                 "loss.text_weight needs the whole word embeddings, which ZeRO-3 divides; use FSDP2 or ZeRO-2"
             )
-        if self.args.fsdp_plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-            # A later AcceleratorState() takes the type over from PartialState.
-            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-            self.is_fsdp_enabled = True
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:  # type: ignore[override]
         """Loss of a batch of :class:`PreferenceCollator`; with outputs also ``{"values": (groups, K)}``, NaN absent."""

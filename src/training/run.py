@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from omegaconf import MISSING
 from transformers import Trainer, TrainingArguments
 
@@ -23,7 +25,7 @@ class Optimizer:
 
 @dataclass
 class Scheduler:
-    t_warmup: int = 0
+    t_warmup: float = 0
     t_min: float = 0.0
 
 
@@ -67,12 +69,18 @@ class RunConfig:
     wandb: Wandb = field(default_factory=Wandb)
 
 
-def training_arguments(config: RunConfig, best_by: str | None, **more: Any) -> TrainingArguments:
+def training_arguments(
+    config: RunConfig,
+    best_by: str | None,
+    kind: type[TrainingArguments] = TrainingArguments,
+    **more: Any,
+) -> Any:
     """Return the arguments for :class:`transformers.Trainer`; on a machine without a GPU it trains on the CPU.
 
     Args:
         best_by: the metric that decides which checkpoint is the best; None: no evaluation.
-        more: further arguments of :class:`transformers.TrainingArguments`.
+        kind: the class of arguments that a trainer of its own wants.
+        more: further arguments of that class.
 
     Raises:
         JobError: a key whose value is not one of those it can have.
@@ -85,7 +93,7 @@ def training_arguments(config: RunConfig, best_by: str | None, **more: Any) -> T
     keep, by_step = config.checkpoint.save_num_checkpoints_to_keep, config.checkpoint.save_strategy == "step"
     when: Any = "steps" if by_step else "epoch"
     beta1, beta2 = config.optimizer.betas
-    return TrainingArguments(
+    return kind(
         output_dir=config.save_folder,
         run_name=config.wandb.name or config.run_name,
         seed=config.seed,
@@ -164,6 +172,20 @@ def write_outcome(trainer: Trainer, folder: Path, metrics: Mapping[str, float]) 
         (folder / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
         print(json.dumps(metrics, indent=2))
         print(f"model: {folder / 'final'}")
+
+
+class ShardedTrainer(Trainer):
+    """Trainer that follows a launch file with FSDP2 on CPUs too."""
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Let FSDP2 run on CPUs, where torch has it (gloo) and accelerate offers it for accelerators alone."""
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        if self.args.fsdp_plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
+            # A later AcceleratorState() takes the type over from PartialState.
+            state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
 
 def _wants_fsdp() -> bool:

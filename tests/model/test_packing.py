@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.model.packing import pack, packed_mask
+from src.model.packing import conversation_positions, fill_rows, pack, packed_mask
 from src.model.qwen_reward import Qwen2Reward
 from tests.conftest import LEGACY
 
@@ -13,6 +13,28 @@ def test_pack_by_hand():
     ids, segments = pack([[[1, 2, 3], [1, 2, 4, 5]], [[7], [7, 8]]], pad_id=0)
     assert ids.tolist() == [[1, 2, 3, 4, 5], [7, 7, 8, 0, 0]]
     assert segments.tolist() == [[0, 0, 1, 2, 2], [1, 2, 2, -1, -1]]
+
+
+def test_rows_are_filled_and_nothing_is_lost():
+    assert fill_rows([3, 9, 1, 5], None) == [[0, 1, 2, 3]]
+    assert fill_rows([3, 9, 1, 5], 10) == [[1, 2], [3, 0]]
+    lengths = [(7 * k * k) % 31 + 1 for k in range(60)]
+    rows = fill_rows(lengths, 40)
+    assert sorted(number for row in rows for number in row) == list(range(60))
+    assert max(sum(lengths[number] for number in row) for row in rows) <= 40
+    assert len(rows) <= 11 / 9 * -(-sum(lengths) // 40) + 1
+
+
+def test_positions_by_hand():
+    """Two tokens of text, an image of 2 x 3 tokens, one of text, an image of one token, text."""
+    ids = torch.tensor([1, 1, *[9] * 6, 1, 9, 1])
+    found = conversation_positions(ids, [(1, 4, 6), (1, 2, 2)], 9, 2)
+    assert found.tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10],
+        [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 7],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 7],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7],
+    ]
 
 
 def test_mask_by_hand():

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from PIL import Image
 
 from src.curation.scorer import Scorer
 from src.dataset.preference_build import scene_groups, write_groups
+from tests.training.launches import launch_file
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [sys.executable]
@@ -47,16 +46,6 @@ def command(launcher: list[str], keys: dict[str, object]) -> list[str]:
 def launch(launcher: list[str], keys: dict[str, object], **environment: str) -> subprocess.CompletedProcess:
     env, line = {**os.environ, **environment}, command(launcher, keys)
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
-
-
-def launch_file(name: str) -> dict[str, str]:
-    """What ``accelerate launch --config_file config/accelerate/NAME.yaml`` tells its processes."""
-    line = ["--config_file", str(ROOT / f"config/accelerate/{name}.yaml"), "script.py"]
-    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(line))
-    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-    environment = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
-    told = {key: value for key, value in environment.items() if key.startswith(("ACCELERATE_", "FSDP_"))}
-    return {**told, "DS_ACCELERATOR": "cpu"} if args.use_deepspeed else told
 
 
 def logged_losses(checkpoint: Path) -> list[float]:
@@ -157,12 +146,6 @@ def test_two_processes_give_the_losses_of_one(trained, ddp):
 def test_sharded_training_gives_the_losses_of_ddp_saves_and_resumes(trained, ddp, name):
     """With all that ``accelerate launch`` tells its processes, but two of them on CPUs."""
     told = launch_file(name)
-    if "zero" in name:
-        if not shutil.which("g++"):
-            pytest.skip("DeepSpeed compiles a helper with g++")
-        # Two processes that compile DeepSpeed's helper at once would abort.
-        build = "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load()"
-        subprocess.run([sys.executable, "-c", build], env={**os.environ, **told}, check=True, capture_output=True)
     folder, losses = trained(name, 2, told)
     assert losses == pytest.approx(ddp[1], abs=1e-3)
     parts = {"fsdp2": "pytorch_model_fsdp.bin", "zero2": "global_step10", "zero3": "global_step10"}
