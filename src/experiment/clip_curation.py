@@ -21,6 +21,7 @@ from omegaconf import MISSING, OmegaConf
 from src.curation.job import run_job
 from src.curation.measure_job import measure_pairs
 from src.curation.rules import Rule
+from src.curation.score_table import differences, named
 from src.curation.scorer import Scorer
 from src.curation.select import select_subset
 from src.dataset.arrow_cache import IMAGE
@@ -103,6 +104,10 @@ def prepare(config: ExperimentConfig) -> None:
         rows = [{**r, "captions": t, "kinds": k} for r, t, k in zip(pool, texts, kinds, strict=True)]
         _write(rows, _pool(config, share))
     for row in _rows(_spec(config, config.data.test)):
+        if row["label"] in ("", ".", "..") or "/" in row["label"]:
+            raise JobError(
+                f"{config.data.test}: {row['id']} has the label {row['label']!r}, which names no class folder"
+            )
         folder = _classes(config) / row["label"]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / (row["id"].replace("/", "_") + ".jpg")).write_bytes(row["image"]["bytes"])
@@ -152,6 +157,10 @@ def run(config: ExperimentConfig) -> list[dict[str, Any]]:
     """
     if unknown := [arm for arm in config.arms if arm not in ARMS]:
         raise JobError(f"arms: no {unknown[0]!r}; known: {', '.join(ARMS)}")
+    if "oracle" in config.arms and max(config.shares) > 1 - config.keep:
+        raise JobError(
+            f"of shares={max(config.shares):g} too few clean captions are left for the oracle's keep={config.keep:g}"
+        )
     if not _pool(config, config.shares[-1]).exists():
         prepare(config)
     found = []
@@ -169,21 +178,33 @@ def _trained(
     """What one training reached, from its file where it has been."""
     folder = Path(config.output_dir, "runs", f"{share:g}-{arm}-{seed}")
     target = folder.with_name(f"{folder.name}.json")
+    given = {"keep": config.keep, **asdict(config.data), **asdict(config.judges), "train": asdict(config.train)}
+    settings = json.loads(json.dumps(given))
     if target.exists():
-        return json.loads(target.read_text())
+        earlier = json.loads(target.read_text())
+        if changed := list(differences(earlier.pop("settings"), settings)):
+            raise JobError(f"{target} is of other settings: {named(changed)}. Use a new output_dir")
+        return earlier
     subset = folder.with_name(f"{folder.name}-subset")
     select_subset(scores, subset, rule(arm, config.keep, seed, scores, truth_file))
     facts = {"share": share, "arm": arm, "seed": seed, **_kinds(subset / "subset_ids.parquet", truth_file)}
     plan = _plan(config, subset, folder, seed)
     train_clip(plan)
     facts |= _measured(config, folder / "final")
-    target.write_text(json.dumps(facts, indent=1))
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps({**facts, "settings": settings}, indent=1))
+    partial.replace(target)
     shutil.rmtree(folder)  # some 30 MB a training that nothing reads again
     return facts
 
 
 def _plan(config: ExperimentConfig, subset: Path, folder: Path, seed: int) -> ClipConfig:
-    given = {"seed": seed, "save_folder": str(folder), "save_overwrite": True, "data": {"subset": str(subset)}}
+    given = {
+        "seed": seed,
+        "save_folder": str(folder),
+        "save_overwrite": True,
+        "data": {"subset": str(subset), "cache_dir": str(folder / "cache")},
+    }
     plan = OmegaConf.merge(OmegaConf.structured(config.train), given)
     return OmegaConf.to_object(plan)  # type: ignore[return-value]
 

@@ -82,11 +82,15 @@ def test_the_whole_experiment(keys, monkeypatch, capsys):
     assert {path.name for path, when in runs.items() if path.stat().st_mtime_ns != when} == {lost.name}
     again = json.loads((results / "results.json").read_text())["trainings"]
     assert again == trainings, "a training repeated gives the same figures"
+    with pytest.raises(JobError, match=r"is of other settings: train.run_duration \(was 2, now 3\)"):
+        main(config_of([*keys, "train.run_duration=3"]))
 
 
 def test_what_is_not_there_is_named(keys, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(JobError, match="no 'best'; known: everything, random"):
         main(config_of([*keys, "arms=[best]"]))
+    with pytest.raises(JobError, match="too few clean captions are left"):
+        main(config_of([*keys, "shares=[0.9]"]))
     with pytest.raises(JobError, match=r"judges.scorer: no such model: nowhere; script/curation_experiment.sh"):
         main(config_of([*keys, f"output_dir={tmp_path}", "judges.scorer=nowhere"]))
