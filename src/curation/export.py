@@ -18,9 +18,10 @@ from tqdm import tqdm
 from src.curation.score_table import check_input, data_spec, image_limits, read_manifest
 from src.curation.select import kept_rows, read_facts, scores_of, subset_file
 from src.dataset import exports
-from src.dataset.export_pairs import Naming, Pair, kept_pairs, messages
+from src.dataset.export_pairs import Naming, Pair, image_file, kept_pairs, messages
 from src.dataset.images import FORMATS as IMAGE_FORMATS
-from src.dataset.spec import Layout, inspect
+from src.dataset.records import read_records
+from src.dataset.spec import DataSpec, Layout, inspect
 from src.dataset.writers import remove, sole_user, sync
 from src.errors import JobError, RecordError
 
@@ -136,6 +137,7 @@ def _export(file: Path, to: Format, target: Path, options: ExportOptions, folder
     _refuse_strangers(target, [part for part in parts if part not in ours], to)
     replaced = [(target / part).resolve() for part in {*parts, *ours}]
     _refuse_inputs(layout.files.stored, replaced)
+    _refuse_images(spec, layout, [place for place in replaced if place.is_dir()], progress)
     kept = pq.read_metadata(file).num_rows
     if to == "sharegpt":  # now rather than after hours, should it refuse the name
         exports.registry_with(target, options.name, plan.parts[0])
@@ -145,7 +147,7 @@ def _export(file: Path, to: Format, target: Path, options: ExportOptions, folder
     try:
         with (staging / reasons.name).open("w", encoding="utf-8") as writing:
             log = _Log(writing, file, tqdm(total=kept, desc=to, unit="pair", disable=not progress))
-            given = (plan.naming, log.leave_out, plan.check, image_limits(manifest), plan.formats, replaced)
+            given = (plan.naming, log.leave_out, plan.check, image_limits(manifest), plan.formats)
             pairs = kept_pairs(spec, kept_rows(file), layout, *given)
             plan.write(log.count(pairs), staging)
             log.close()
@@ -292,6 +294,16 @@ def _refuse_inputs(inputs: list[Path], places: list[Path]) -> None:
     for place in (path.resolve() for path in places):
         if any(path == place or place in path.parents for path in (path.resolve() for path in inputs)):
             raise JobError(f"the export would replace the data {place}; choose another output or name")
+
+
+def _refuse_images(spec: DataSpec, layout: Layout, places: list[Path], progress: bool) -> None:
+    """Raise JobError if any image of the data, kept or not, lies in a folder that will be replaced."""
+    for record in tqdm(read_records(spec, layout=layout), "looking at images", disable=not progress) if places else ():
+        for source in record.images:
+            with suppress(RecordError):  # said where it is exported, if it is
+                file = image_file(source, layout.root)
+                if file is not None and (place := next((p for p in places if file.is_relative_to(p)), None)):
+                    raise JobError(f"the export would replace {place}, where the image {file} of the data lies")
 
 
 def _put_in_place(staging: Path, target: Path, parts: list[str]) -> None:

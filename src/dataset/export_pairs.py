@@ -1,7 +1,7 @@
 """The kept pairs of a data set as an export wants them: text, score and encoded image, or the reason why it cannot."""
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,6 @@ def kept_pairs(
     check: Callable[[Pair], object],
     limits: ImageLimits | None = None,
     formats: Collection[str] = FORMATS,
-    replaced: Sequence[Path] = (),
 ) -> Iterator[Pair]:
     """Yield the kept pairs in the order of their rows, their images read and decoded ahead in threads.
 
@@ -121,27 +120,17 @@ def kept_pairs(
         limits: what an image may measure.
         formats: what the export can hold; an image of another format becomes a PNG, with the pixels that
             ``open_image`` gives.
-        replaced: resolved places that the export will clear, where no image of a kept record may lie.
 
     Raises:
-        JobError: as ``read_records``, a kept row or caption is not there, or an image lies below ``replaced``.
+        JobError: as ``read_records``, or a kept row or caption is not there.
     """
-
-    def located(source: ImageSource) -> Path | None:
-        if isinstance(source, Mapping) and source.get("bytes") is None:
-            source = source.get("path") or b""
-        file = locate_image(source, layout.root) if isinstance(source, str | Path) else None
-        for place in replaced:
-            if file is not None and file.is_relative_to(place):
-                raise JobError(f"the export would replace {place}, where the image {file} of the data lies")
-        return file
 
     def pictures(record: Record) -> tuple[Picture, ...]:
         if record.error:
             raise record.error
         found = []
         for number, source in enumerate(record.images):
-            file = located(source)
+            file = image_file(source, layout.root)
             content, kind = encoded_image(source, layout.root, limits, formats)
             key = f"{record.row:08d}" + (f"_{number}" if len(record.images) > 1 else "")
             found.append(Picture(content, kind, naming(file, kind, record.row, key)))
@@ -162,6 +151,13 @@ def kept_pairs(
                 left_out(pair_id, error)
                 continue
             yield pair
+
+
+def image_file(source: ImageSource, root: Path | None) -> Path | None:
+    """The file that an image is read from, None for one within the data. Raises RecordError as ``locate_image``."""
+    if isinstance(source, Mapping) and source.get("bytes") is None:
+        source = source.get("path") or b""
+    return locate_image(source, root) if isinstance(source, str | Path) else None
 
 
 def _text(record: Record, index: int) -> str:
