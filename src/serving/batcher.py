@@ -222,12 +222,18 @@ class Batcher:
         try:
             scored = self._forward(batch)
         except Exception as error:
-            if len(batch) > 1:
-                return [self._score([ticket])[0] for ticket in batch]
-            logger.exception("the model failed")
-            self.failures += 1
-            message = f"the model failed on {batch[0].names.texts[0]}: {type(error).__name__}"
-            return [RefusedError(500, "scoring_failed", message)]
+            failure = type(error).__name__
+            if len(batch) == 1:
+                logger.exception("the model failed")
+        else:
+            return self._told(batch, scored)
+        # Out of the handler, whose traceback holds the memory of what failed.
+        if len(batch) > 1:
+            return [self._score([ticket])[0] for ticket in batch]
+        self.failures += 1
+        return [RefusedError(500, "scoring_failed", f"the model failed on {batch[0].names.texts[0]}: {failure}")]
+
+    def _told(self, batch: Sequence[Ticket], scored: list[list[float]]) -> list[list[float] | RefusedError]:
         self.batches += 1
         self.failures = 0
         self.pairs += sum(len(ticket.rows) for ticket in batch)

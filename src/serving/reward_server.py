@@ -136,12 +136,21 @@ class Timed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        began = time.monotonic()
+        began, started = time.monotonic(), False
+
+        def count(status: int) -> None:
+            self.requests.add(getattr(scope.get("route"), "path", "other"), status, time.monotonic() - began)
 
         async def counted(message: dict[str, Any]) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "other")
-                self.requests.add(route, message["status"], time.monotonic() - began)
+                started = True
+                count(message["status"])
             await send(message)
 
-        return await self.app(scope, receive, counted)
+        try:
+            return await self.app(scope, receive, counted)
+        except Exception:
+            if not started:  # it is answered further out
+                count(500)
+            raise

@@ -20,6 +20,7 @@ from src.serving import batcher as batcher_module
 from src.serving.config import LimitsConfig, QueueConfig
 from src.serving.image_cache import ImageCache
 from src.serving.reward_server import create_app
+from src.serving.service import Service
 from tests.serving.conftest import BASE64, IMAGES, published, refused, serving, started
 
 TEXTS = ["two ships", "two ships near a pier", "Ein Feld. 在哪里", "no", "a b c d e f g h i j"]
@@ -425,3 +426,16 @@ def test_features_of_images_are_kept_instead_of_their_pixels(tiny_scorer):
     assert shown.encoded.pixel_values.nbytes == 0
     assert shown.features.untyped_storage().nbytes() == whole.nbytes < whole.untyped_storage().nbytes()
     assert cache.get("a", lambda: pytest.fail("it is there"))[0] is shown
+
+
+def test_an_error_that_nobody_expected_is_counted(tiny_scorer, monkeypatch):
+    def broken(service):
+        raise ValueError("a bug")
+
+    async def run(http):
+        monkeypatch.setattr(Service, "check_health", broken)
+        return await http.get("/health"), (await http.get("/metrics")).text
+
+    answer, metrics = ask(run, tiny_scorer)
+    assert refused(answer) == (500, "internal")
+    assert re.search(r'scorers_requests_total\{route="/health",status="500"\} 1', metrics)

@@ -150,10 +150,14 @@ class Prompt:
         return told
 
     def seed(self, draw: int) -> int | None:
-        """The seed of one of the texts, in [0, 2^31), from the given seed, the name and ``draw``."""
+        """The seed of one of the texts, in [0, 2^31), from the given seed, the name and ``draw``.
+
+        A request without a name goes by what it says and shows, or all of them would draw the same numbers.
+        """
         if self.sampling.seed is None:
             return None
-        told = f"{self.sampling.seed}/{self.name}/{draw}".encode()
+        said = [(turn["role"], [part.get("text") for part in turn["content"]]) for turn in self.messages]
+        told = f"{self.sampling.seed}/{self.name or repr((said, self.keys))}/{draw}".encode(errors="surrogatepass")
         return int.from_bytes(hashlib.blake2b(told, digest_size=4).digest(), "big") >> 1
 
 

@@ -135,7 +135,10 @@ def test_seeds_differ_by_seed_name_and_draw_and_are_the_same_everywhere():
     seeds = [prompt(seed, name).seed(draw) for seed, name, draw in itertools.product((0, 1), ("", "a"), (0, 1))]
     assert len(set(seeds)) == 8
     assert all(0 <= seed < 2**31 for seed in seeds)
-    assert prompt(0).seed(0) == 767549260
+    assert prompt(0, "scene 7").seed(0) == 264496087
+    said = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in ("ships?", "planes?", "ships?")]
+    first, other, again = (Prompt(turns, [], (), Sampling(seed=1, temperature=1), "").seed(0) for turns in said)
+    assert first == again != other, "requests without a name go by what they say"
     assert prompt(None).seed(0) is None
 
 
