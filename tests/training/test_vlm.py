@@ -66,7 +66,7 @@ def trained(keys: dict) -> set[str]:
         ({"train_vision_tower": True, "train_merger": True, "train_language_model": True},
          {"vision", "merger", "language", "whole"}),
     ],
-    ids=str,
+    ids=lambda value: "+".join(sorted(value)),
 )  # fmt: skip
 def test_what_trains_is_what_was_asked_for(keys, wanted):
     assert trained(keys) == wanted
