@@ -116,6 +116,9 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
             paths = paths or ["config/clip_training_remoteclip.yaml"]
         elif name == "train_vlm.py":
             paths = paths or ["config/sft_finetuning.yaml"]
+        elif program == "python_script/curation_experiment.py":
+            paths = paths or ["config/nano/curation_experiment.yaml"]
+            arguments += ["data.captioned=train.parquet", "data.test=test.parquet"]  # of the script's environment
         assert len(paths) <= 1
         load_config(SCHEMAS[name], ROOT / paths[0] if paths else None, [a for a in arguments if "=" in a])
     elif name in PARSERS:

@@ -140,7 +140,7 @@ def test_lmdeploy_is_called_as_its_release_wants_it(lmdeploy, images):
     assert [made[k].error is not None for k in range(4)] == [False, True, False, True]
     assert len(set(made[0].texts)) == 3
     assert all(text.startswith("one ") and text.endswith(" ") for text in made[0].texts)
-    assert [text[4:] for text in made[2].texts] == [text[4:] for text in made[0].texts]
+    assert not {text[4:] for text in made[2].texts} & {text[4:] for text in made[0].texts}  # seeds of their own
     assert str(made[1].error) == "row 5: the model refuses it: full"
     ((prompts, given),) = lmdeploy.calls
     assert len(prompts) == len(given["gen_config"]) == 12
