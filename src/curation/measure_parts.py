@@ -75,7 +75,7 @@ class Parts:
 
     def missing(self) -> list[int]:
         """First rows of the parts that are not there or damaged, in rising order."""
-        return [start for start in range(0, self.records, self.size) if not is_whole(self._path(start))]
+        return [start for start in range(0, self.records, self.size) if not is_whole(self._path(start), "measured")]
 
     def first_row(self, row: int) -> int:
         """The row with which the part of this row begins."""

@@ -109,10 +109,13 @@ def telling_of_full_disk(path: Path) -> Iterator[None]:
         raise JobError(f"disk full at {path}; all earlier shards are safe: free some space and rerun") from error
 
 
-def is_whole(path: Path) -> bool:
+def is_whole(path: Path, made: str = "scored") -> bool:
     """Whether a shard is there and undamaged: its pages agree with their checksums, and written again it is the same.
 
     The second covers what has no checksum: the footer with its statistics, by which rows are passed over.
+
+    Args:
+        made: what the log says is done to a damaged one again.
     """
     try:
         content = path.read_bytes()
@@ -123,7 +126,7 @@ def is_whole(path: Path) -> bool:
     except (pa.ArrowException, OSError, ValueError) as error:
         problem = error
     if problem:
-        log.warning("%s is damaged and will be made again: %s", path, problem)
+        log.warning("%s is damaged and will be %s again: %s", path, made, problem)
     return not problem
 
 

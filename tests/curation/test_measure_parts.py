@@ -287,7 +287,7 @@ def test_damaged_parts_are_made_again_and_no_others(
     summary = measure(output)
     assert looked == images(job, [row for start in damaged for row in range(start, min(start + 4, RECORDS))])
     assert (output.read_bytes(), str(summary)) == whole
-    assert caplog.text.count("is damaged and will be made again") == len(damaged)
+    assert caplog.text.count("is damaged and will be measured again") == len(damaged)
 
 
 def test_a_change_of_any_bit_of_a_part_is_noticed(measure, tmp_path, monkeypatch):

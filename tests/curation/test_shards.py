@@ -28,6 +28,6 @@ def test_a_change_of_any_bit_is_noticed(tmp_path, count, caplog):
     for length in (0, 3, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         assert not is_whole(path)
-    assert "is damaged and will be made again" in caplog.text
+    assert "is damaged and will be scored again" in caplog.text
     path.write_bytes(content)
     assert is_whole(path)
