@@ -16,6 +16,7 @@
 #   CAPTIONS            captioned data set with columns image, captions and label, to learn from besides
 # Arguments are keys of the configuration (key=value), and come after all of these.
 set -euo pipefail
+source "$SCORERS_ROOT/script/launch.sh"
 
 PREFERENCES="output/preferences"
 SCENES="${SCENES:-3000}"
@@ -39,7 +40,7 @@ captions_set() {
 
 # train_and_measure STAGE [key=value ...]; a stage's script defines nano_data, which makes its sets in $PREFERENCES/nano_stageN.
 train_and_measure() {
-    local stage="$1" keys=() launcher=(python) argument machine="${MACHINE_RANK:-0}"
+    local stage="$1" keys=() start=python argument machine="${MACHINE_RANK:-0}"
     shift
     OUTPUT_DIR="${OUTPUT_DIR:-output/reward_stage$stage}"
     for argument in "$@"; do
@@ -79,13 +80,8 @@ train_and_measure() {
     )
 
     # ---- train --------------------------------------------------------------------------------------------------------
-    if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then
-        launcher=(
-            accelerate launch --config_file "$ACCELERATE_CONFIG" ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"}
-            ${NUM_MACHINES:+--num_machines "$NUM_MACHINES" --machine_rank "$machine" --main_process_ip "$MAIN_PROCESS_IP"}
-        )
-    fi
-    "${launcher[@]}" "$SCORERS_ROOT/python_script/train_reward.py" "$CONFIG_PATH" "${keys[@]}" "$@"
+    if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then start=with_accelerate; fi
+    "$start" "$SCORERS_ROOT/python_script/train_reward.py" "$CONFIG_PATH" "${keys[@]}" "$@"
 
     # ---- measure, on the first node -------------------------------------------------------------------------------------
     if ((machine > 0)); then return; fi

@@ -13,13 +13,15 @@
 #   CONFIG_PATH       default config/clip_training_remoteclip.yaml, or config/nano/clip_training.yaml
 #   NUM_PROCESSES     processes, one per GPU (default: as many as there are GPUs)
 #   ACCELERATE_CONFIG launch file instead, such as config/accelerate/ddp.yaml
+#   NUM_MACHINES, MACHINE_RANK, MAIN_PROCESS_IP   for several nodes, with a launch file: run the script on each
 #   WANDB_ENABLED, WANDB_PROJECT, GROUP, NAME
 # Nano twin only: SCENES made scenes to train on where no data are given (default 2000)
 # Arguments are keys of the configuration (key=value), and come after all of these.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$SCORERS_ROOT/script/launch.sh"
 
-keys=() launcher=(python)
+keys=()
 
 # ---- settings ---------------------------------------------------------------------------------------------------------
 if [[ -z "${MODEL_PATH:-}" ]]; then
@@ -52,10 +54,4 @@ keys+=(
 )
 
 # ---- train ------------------------------------------------------------------------------------------------------------
-processes="${NUM_PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
-if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then
-    launcher=(accelerate launch --config_file "$ACCELERATE_CONFIG" ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"})
-elif ((processes > 1)); then
-    launcher=(torchrun --standalone --nproc_per_node "$processes")
-fi
-"${launcher[@]}" "$SCORERS_ROOT/python_script/train_clip.py" "$CONFIG_PATH" "${keys[@]}" "$@"
+launch "$SCORERS_ROOT/python_script/train_clip.py" "$CONFIG_PATH" "${keys[@]}" "$@"

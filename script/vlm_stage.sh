@@ -16,6 +16,7 @@
 #   SCENES            made scenes to train on (default 1500)
 # Arguments are keys of the configuration (key=value), and come after all of these.
 set -euo pipefail
+source "$SCORERS_ROOT/script/launch.sh"
 
 VLM_DATA="output/vlm_data"
 
@@ -29,7 +30,7 @@ made_data() {
 
 # fine_tune pretrain|sft [key=value ...]; the script defines nano_data, which sets DATA_PATH and EVAL_PATH.
 fine_tune() {
-    local stage="$1" keys=() launcher=(python) processes
+    local stage="$1" keys=()
     shift
     if [[ -z "${MODEL_PATH:-}" ]]; then
         CONFIG_PATH="${CONFIG_PATH:-$SCORERS_ROOT/config/nano/vlm_$stage.yaml}"
@@ -49,14 +50,5 @@ fine_tune() {
         ${GROUP:+wandb.group="$GROUP"}
         ${NAME:+wandb.name="$NAME"}
     )
-    processes="${NUM_PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
-    if [[ -n "${ACCELERATE_CONFIG:-}" ]]; then
-        launcher=(
-            accelerate launch --config_file "$ACCELERATE_CONFIG" ${NUM_PROCESSES:+--num_processes "$NUM_PROCESSES"}
-            ${NUM_MACHINES:+--num_machines "$NUM_MACHINES" --machine_rank "${MACHINE_RANK:-0}" --main_process_ip "$MAIN_PROCESS_IP"}
-        )
-    elif ((processes > 1)); then
-        launcher=(torchrun --standalone --nproc_per_node "$processes")
-    fi
-    "${launcher[@]}" "$SCORERS_ROOT/python_script/train_vlm.py" "$CONFIG_PATH" "${keys[@]}" "$@"
+    launch "$SCORERS_ROOT/python_script/train_vlm.py" "$CONFIG_PATH" "${keys[@]}" "$@"
 }

@@ -8,6 +8,7 @@ trained on each part by the same number of steps. What it reaches on held-out im
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from src.curation.scorer import Scorer
 from src.curation.select import select_subset
 from src.dataset.arrow_cache import IMAGE
 from src.dataset.images import encoded_image
-from src.dataset.records import DataSpec, Record, read_records, resolve_root
+from src.dataset.records import DataSpec, read_records, resolve_root
 from src.errors import JobError
 from src.evaluation.features import FeatureStore
 from src.evaluation.retrieval_set import evaluate_retrieval
@@ -221,11 +222,9 @@ def _kinds(subset: Path, truth_file: Path) -> dict[str, Any]:
     """How many pairs a part has, and of which kinds."""
     kept = set(pq.read_table(subset, columns=["id"])["id"].to_pylist())
     table = pq.read_table(truth_file, columns=["id", "kind"])
-    kinds: dict[str, int] = {}
-    for name, kind in zip(table["id"].to_pylist(), table["kind"].to_pylist(), strict=True):
-        if name in kept:
-            kinds[kind] = kinds.get(kind, 0) + 1
-    return {"pairs": len(kept), "kinds": dict(sorted(kinds.items())), "clean": kinds.get(CLEAN, 0) / len(kept)}
+    pairs = zip(table["id"].to_pylist(), table["kind"].to_pylist(), strict=True)
+    kinds = Counter(kind for name, kind in pairs if name in kept)
+    return {"pairs": len(kept), "kinds": dict(sorted(kinds.items())), "clean": kinds[CLEAN] / len(kept)}
 
 
 def _spec(config: ExperimentConfig, path: str) -> DataSpec:
@@ -242,7 +241,6 @@ def _spec(config: ExperimentConfig, path: str) -> DataSpec:
 def _rows(spec: DataSpec) -> Iterator[dict[str, Any]]:
     """Usable records with their distinct captions and the bytes of their image."""
     root = resolve_root(spec)
-    record: Record
     for record in read_records(spec):
         if record.error is None and record.captions and record.images:
             content, _ = encoded_image(record.images[0], root)

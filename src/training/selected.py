@@ -32,6 +32,6 @@ def selected_data(spec: DataSpec, subset: str | None, path_key: str) -> tuple[Da
         scored = data_spec(read_manifest(scores))
         root, source = spec.image_root or scored.image_root, spec.source_column or scored.source_column
         spec = replace(scored, image_root=root, source_column=source)
-    if scores is not None and scores.is_dir() and "input" in (manifest := read_manifest(scores)):
-        check_input(manifest, spec)
+    if scores is not None and scores.is_dir():
+        check_input(read_manifest(scores), spec)
     return spec, ids

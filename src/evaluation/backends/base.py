@@ -278,3 +278,17 @@ def singly(
         if len(prompts) > 1:
             return list(chain.from_iterable(singly([prompt], call, refused) for prompt in prompts))
         return [error if isinstance(error, RecordError) else RecordError("refused", f"the model refuses it: {error}")]
+
+
+class EngineBackend(Backend):
+    """A back end whose engine gets a whole window and batches it itself."""
+
+    def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:
+        """See the base class."""
+        answers = singly(prompts, self.infer, ValueError) if prompts else []
+        done(len(prompts))
+        return answers
+
+    @abstractmethod
+    def infer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Texts of some prompts. Raises ValueError if one of them is refused."""

@@ -4,7 +4,7 @@ Written for LMDeploy 0.18, which gives one text for a prompt, so that n texts ar
 end a text at any token that contains one, so that texts are cut at stop strings here instead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from src.chat import Message
 from src.errors import JobError, RecordError
-from src.evaluation.backends.base import Answer, Backend, Options, Prompt, singly
+from src.evaluation.backends.base import Answer, EngineBackend, Options, Prompt
 from src.model.checkpoint import locate
 
 
@@ -40,7 +40,7 @@ class LmdeployOptions(Options):
     window: int = 512
 
 
-class LmdeployBackend(Backend):
+class LmdeployBackend(EngineBackend):
     """See the module."""
 
     options_type = LmdeployOptions
@@ -89,13 +89,8 @@ class LmdeployBackend(Backend):
             "skip_special_tokens": not sampling.special_tokens,
         }
 
-    def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:
-        """See the base class; the engine gets the whole window and batches it itself."""
-        answers = singly(prompts, self._infer, ValueError) if prompts else []
-        done(len(prompts))
-        return answers
-
-    def _infer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def infer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """See the base class."""
         draws = [(prompt, draw) for prompt in prompts for draw in range(prompt.sampling.draws)]
         responses = iter(
             self.engine.infer(

@@ -4,14 +4,14 @@ Written for vLLM 0.33, whose ``LLM`` takes neither ``device`` nor ``disable_mm_p
 seed makes texts independent of the other requests is up to vLLM.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.chat import Message
 from src.errors import JobError
-from src.evaluation.backends.base import Answer, Backend, Options, Prompt, singly
+from src.evaluation.backends.base import Answer, EngineBackend, Options, Prompt
 from src.model.checkpoint import locate
 
 
@@ -41,7 +41,7 @@ class VllmOptions(Options):
     window: int = 512
 
 
-class VllmBackend(Backend):
+class VllmBackend(EngineBackend):
     """See the module."""
 
     options_type = VllmOptions
@@ -90,13 +90,8 @@ class VllmBackend(Backend):
             "skip_special_tokens": not sampling.special_tokens,
         }
 
-    def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:
-        """See the base class; the engine gets the whole window and batches it itself."""
-        answers = singly(prompts, self._chat, ValueError) if prompts else []
-        done(len(prompts))
-        return answers
-
-    def _chat(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def infer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """See the base class."""
         outputs = self.engine.chat(
             messages=[prompt.engine_messages(_part) for prompt in prompts],
             sampling_params=[self._parameters(**self.sampling_arguments(prompt)) for prompt in prompts],
