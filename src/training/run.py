@@ -166,12 +166,18 @@ def set_up_wandb(config: RunConfig) -> None:
 
 
 def write_outcome(trainer: Trainer, folder: Path, metrics: Mapping[str, float]) -> None:
-    """Write ``metrics.json`` and ``history.json`` (all log lines) on the main process, and say what came out where."""
+    """Write ``metrics.json`` and ``history.json`` (all log lines) on the main process, and say what came out where.
+
+    It is the last thing that a run does: all processes must call it, and their group ends with it.
+    """
     if trainer.is_world_process_zero():
         (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         (folder / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
         print(json.dumps(metrics, indent=2))
         print(f"model: {folder / 'final'}")
+    # A process that ends before the threads of its group do is aborted now and then, after all its work is done.
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
 
 
 class ShardedTrainer(Trainer):
