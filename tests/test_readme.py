@@ -31,7 +31,7 @@ from python_script.select_subset import SelectConfig
 from src.benchmark.serving import Server
 from src.config import load_config
 from src.evaluation.backends import Sampling, backend_options
-from src.experiment.clip_curation import ExperimentConfig
+from src.experiment.clip_curation import ClipCurationConfig
 from src.serving.config import ServerConfig, config_from_environment
 from src.serving.reward_server import create_app
 from src.training.clip_config import ClipConfig
@@ -44,7 +44,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 SCHEMAS = {
     "build_preference.py": BuildConfig,
-    "curation_experiment.py": ExperimentConfig,
+    "curation_experiment.py": ClipCurationConfig,
     "measure_pairs.py": MeasureConfig,
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
