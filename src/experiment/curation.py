@@ -165,7 +165,8 @@ class Curation(ABC):
         """
         by = {"length": "text_chars", "everything": "score"}.get(arm, arm)
         keep = 1.0 if arm == "everything" else self.config.keep
-        return Rule(fraction=keep, by=by, seed=seed, scores_from=files.get(arm))
+        drawn = {"seed": seed} if arm == "random" else {}  # the parts of the others are the same at every seed
+        return Rule(fraction=keep, by=by, scores_from=files.get(arm), **drawn)
 
     def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Make every part, train on it and measure.
@@ -220,9 +221,12 @@ def conduct(experiment: Curation) -> None:
 
 
 def run_plan(train: Run, seed: int, folder: Path, **data: str) -> Run:
-    """The configuration of one training: the common one with its seed, its folder and its ``data``."""
+    """The configuration of one training: the common one with its seed, its folder and its ``data``.
+
+    Trainings share a cache: seeds that train on one part check it once.
+    """
     given = {"seed": seed, "save_folder": str(folder), "save_overwrite": True,
-             "data": {"cache_dir": str(folder / "cache"), **data}}  # fmt: skip
+             "data": {"cache_dir": str(folder.parent / "cache"), **data}}  # fmt: skip
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(train), given))  # type: ignore[return-value]
 
 
