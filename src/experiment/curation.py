@@ -165,8 +165,8 @@ class Curation(ABC):
         """
         by = {"length": "text_chars", "everything": "score"}.get(arm, arm)
         keep = 1.0 if arm == "everything" else self.config.keep
-        drawn = {"seed": seed} if arm == "random" else {}  # the parts of the others are the same at every seed
-        return Rule(fraction=keep, by=by, scores_from=files.get(arm), **drawn)
+        drawn = seed if arm == "random" else 0  # the parts of the others are the same at every seed
+        return Rule(fraction=keep, by=by, seed=drawn, scores_from=files.get(arm))
 
     def run(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Make every part, train on it and measure.

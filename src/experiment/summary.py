@@ -22,6 +22,7 @@ NAMES = {
 }
 _COLOURS = {"score": "#1f6feb", "oracle": "#2da44e"}
 _OTHER = "#6e7781"
+_COLUMNS = 3  # panels beside each other
 
 BOLD = (
     "Bold: the highest mean of each share of faults, the clean ones left aside, and all that cannot be told from it:"
@@ -158,7 +159,7 @@ def write_results(
 
 
 def chart(entries: Sequence[Entry], titles: Mapping[str, str], noun: str) -> Any:
-    """Rows of arms, a column per metric and a block per share: the mean with its 95 % interval, and each seed."""
+    """Rows of arms, a panel per metric and a block per share: the mean with its 95 % interval, and each seed."""
     lines = summarise(entries, list(titles))
     order = [NAMES.get(arm, arm) for arm in dict.fromkeys(line.arm for line in lines)]
     blocks = []
@@ -169,7 +170,7 @@ def chart(entries: Sequence[Entry], titles: Mapping[str, str], noun: str) -> Any
             )
             for n, t in titles.items()
         ]
-        blocks.append(alt.hconcat(*columns).properties(title=f"{share:.0%} of the {noun} damaged"))
+        blocks.append(alt.concat(*columns, columns=_COLUMNS).properties(title=f"{share:.0%} of the {noun} damaged"))
     return alt.vconcat(*blocks)
 
 

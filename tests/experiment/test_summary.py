@@ -70,7 +70,7 @@ def test_one_training_has_no_interval_and_nothing_is_bold():
     ]  # fmt: skip
     assert gains(one, TITLES) == ["30% damaged, score above random: top-1 +10.0"]
     assert percent(0.5, 0.0) == "50.0 ± 0.0", "three trainings that are alike do have one"
-    _, _, dots = chart(one, TITLES, "captions").to_dict()["vconcat"][0]["hconcat"][0]["layer"]
+    _, _, dots = chart(one, TITLES, "captions").to_dict()["vconcat"][0]["concat"][0]["layer"]
     assert {(point["low"], point["high"]) for point in dots["data"]["values"]} == {(0.2, 0.2), (0.3, 0.3), (0.5, 0.5)}
 
 
@@ -81,7 +81,7 @@ def test_the_chart_shows_every_training():
         "30% of the captions damaged",
         "60% of the captions damaged",
     ]
-    _, ticks, dots = drawn["vconcat"][0]["hconcat"][0]["layer"]
+    _, ticks, dots = drawn["vconcat"][0]["concat"][0]["layer"]
     assert len(ticks["data"]["values"]) == 9
     assert [point["arm"] for point in dots["data"]["values"]] == ["random", "highest score", "clean ones only"]
 
