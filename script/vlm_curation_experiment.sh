@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does curation pay for fine-tuning? Makes scenes with questions, trains a score model on right and wrong answers about
 # some of them, damages answers about others, cuts these by several rules, and fine-tunes one Qwen2-VL on each part.
-# About an hour on two CPU cores; a rerun goes on where it stopped, within a training of the score model from its last
+# About half an hour on two CPU cores; a rerun goes on where it stopped, within a training of the score model from its last
 # checkpoint.
 #
 # Settings from the environment:
