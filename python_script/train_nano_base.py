@@ -6,7 +6,8 @@ Three parts: grounding (what lies where in made scenes), contrastive (which text
 (predicting captions token by token, and telling right from wrong ones: Li et al. 2022, "BLIP"). Needs a captioned data
 set with classes (the shipped model saw RSICD/AID train). Writes ``output_dir/{grounding,contrastive}`` (the model after
 these parts), ``output_dir/base`` (a Qwen2-VL checkpoint), ``output_dir/scorer`` (the same with the reward head that
-matching taught) and ``metrics.json``. A part of 0 steps is left out; ``start=FOLDER`` goes on from the model in it.
+matching taught) and ``metrics.json``. A part of 0 steps is left out; ``start=FOLDER`` goes on from the model in it, and
+``resume=true`` where a run that was stopped left off; ``metrics.json`` is written last.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_model, save_model
-from transformers import AutoProcessor, set_seed
+from transformers import AutoProcessor, Trainer, set_seed
 
 from src.config import run_program
 from src.dataset.collate import PairEncoder
@@ -25,6 +26,7 @@ from src.training.grounding import GroundingCollator, GroundingHeads, GroundingM
 from src.training.nano_data import NanoData, RealImages, SceneImages, load_real, load_scenes
 from src.training.nano_parts import NanoConfig, Stage, part_arguments
 from src.training.reward import PreferenceCollator, RewardTrainer, ranking_metrics
+from src.training.run import last_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADS = "grounding_heads.safetensors"
@@ -36,11 +38,11 @@ def main(config: NanoConfig) -> None:
     side = config.data.image_side
     real, scenes = load_real(config.data.train), load_scenes(1, config.data.scenes, side, out / "cache")
     held = load_real(config.data.val), load_scenes(2, 500, side, out / "cache")
-    if config.start:
-        model, processor = (
-            Qwen2Reward.from_pretrained(config.start, dtype=torch.float32),
-            AutoProcessor.from_pretrained(config.start),
-        )
+    done = [part for part in ("grounding", "contrastive") if config.resume and (out / part / HEADS).is_file()]
+    start = out / done[-1] if done else Path(config.start)
+    if done or config.start:
+        model = Qwen2Reward.from_pretrained(str(start), dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(start)
     else:
         texts = NanoData("contrastive", 1, config.seed, real, scenes).all_texts()
         processor = nano_processor(texts, config.data.vocab_size, side)
@@ -48,19 +50,23 @@ def main(config: NanoConfig) -> None:
     prefer_fast_attention(model)
     encoder = PairEncoder(processor)
     heads = GroundingHeads(model.config.get_text_config().hidden_size)
-    if (Path(config.start) / HEADS).is_file():
-        load_model(heads, Path(config.start) / HEADS)
+    if (start / HEADS).is_file():
+        load_model(heads, start / HEADS)
 
-    if config.grounding.steps:
+    def train(trainer: Trainer) -> None:
+        folder = Path(str(trainer.args.output_dir))
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder) if config.resume else None)
+
+    if config.grounding.steps and not done:
         data = _draws("grounding", config, config.grounding, real, scenes)
         arguments = part_arguments(config, config.grounding, out / "grounding")
-        TowerTrainer(GroundingModel(model, heads), arguments, GroundingCollator(encoder), data).train()
+        train(TowerTrainer(GroundingModel(model, heads), arguments, GroundingCollator(encoder), data))
         _save(model, processor, heads, out / "grounding")
-    if config.contrastive.steps:
+    if config.contrastive.steps and "contrastive" not in done:
         towers = ContrastiveModel(model, heads=heads, grounding_weight=config.contrastive.grounding_weight)
         data = _draws("contrastive", config, config.contrastive, real, scenes)
         arguments = part_arguments(config, config.contrastive, out / "contrastive")
-        TowerTrainer(towers, arguments, ContrastiveCollator(encoder), data).train()
+        train(TowerTrainer(towers, arguments, ContrastiveCollator(encoder), data))
         _save(model, processor, heads, out / "contrastive")
     if config.matching.steps:
         data = _draws("preference", config, config.matching, real, scenes, rejected=config.matching.rejected)
@@ -80,7 +86,7 @@ def main(config: NanoConfig) -> None:
             pooled_weight=config.matching.pooled_weight,
             text_weight=config.matching.text_weight,
         )
-        trainer.train()
+        train(trainer)
         metrics = {name: trainer.evaluate(held_out, metric_key_prefix=name) for name, held_out in val.items()}
         model.save_as(out / "scorer", torch.float16)  # halves the file at no measurable cost
         backbone(model).half().save_pretrained(out / "base")
@@ -97,10 +103,12 @@ def _draws(task, config: NanoConfig, stage: Stage, real: RealImages, scenes: Sce
 
 
 def _save(model: Qwen2Reward, processor, heads: GroundingHeads, folder: Path) -> None:
-    """Write what a later part starts from."""
+    """Write what a later part starts from, the heads last."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    save_model(heads, str(folder / HEADS))
+    partial = folder / "heads.partial"
+    save_model(heads, str(partial))
+    partial.replace(folder / HEADS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
 from python_script.select_subset import SelectConfig
 from src.config import flatten_keys, load_config
-from src.experiment.clip_curation import ExperimentConfig
+from src.experiment.clip_curation import ClipCurationConfig
+from src.experiment.vlm_curation import VlmCurationConfig
 from src.serving.config import ServerConfig
 from src.training.clip_config import ClipConfig
 from src.training.nano_parts import NanoConfig
@@ -25,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 SCHEMAS = {
     "build_preference.yaml": BuildConfig,
     "clip_training_remoteclip.yaml": ClipConfig,
-    "nano/curation_experiment.yaml": ExperimentConfig,
+    "nano/curation_experiment.yaml": ClipCurationConfig,
+    "nano/vlm_curation_experiment.yaml": VlmCurationConfig,
     "nano/clip_training.yaml": ClipConfig,
     "measure_pairs.yaml": MeasureConfig,
     "nano/reward_training.yaml": RewardConfig,

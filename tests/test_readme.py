@@ -31,7 +31,8 @@ from python_script.select_subset import SelectConfig
 from src.benchmark.serving import Server
 from src.config import load_config
 from src.evaluation.backends import Sampling, backend_options
-from src.experiment.clip_curation import ExperimentConfig
+from src.experiment.clip_curation import ClipCurationConfig
+from src.experiment.vlm_curation import VlmCurationConfig
 from src.serving.config import ServerConfig, config_from_environment
 from src.serving.reward_server import create_app
 from src.training.clip_config import ClipConfig
@@ -44,7 +45,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 SCHEMAS = {
     "build_preference.py": BuildConfig,
-    "curation_experiment.py": ExperimentConfig,
+    "curation_experiment.py": ClipCurationConfig,
+    "vlm_curation_experiment.py": VlmCurationConfig,
     "measure_pairs.py": MeasureConfig,
     "reward_accuracy.py": AccuracyConfig,
     "score_dataset.py": ScoreConfig,
@@ -66,6 +68,7 @@ PARSERS = {
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {
     "script/curation_experiment.sh": "python_script/curation_experiment.py",
+    "script/vlm_curation_experiment.sh": "python_script/vlm_curation_experiment.py",
     "script/score_dataset.sh": "python_script/score_dataset.py",
     "script/train_clip_remoteclip.sh": "python_script/train_clip.py",
     "script/train_pretrain.sh": "python_script/train_vlm.py",
@@ -116,6 +119,8 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
             paths = paths or ["config/clip_training_remoteclip.yaml"]
         elif name == "train_vlm.py":
             paths = paths or ["config/sft_finetuning.yaml"]
+        elif name == "vlm_curation_experiment.py":
+            paths = paths or ["config/nano/vlm_curation_experiment.yaml"]
         elif program == "python_script/curation_experiment.py":
             paths = paths or ["config/nano/curation_experiment.yaml"]
             arguments += ["data.captioned=train.parquet", "data.test=test.parquet"]  # of the script's environment

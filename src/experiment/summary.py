@@ -1,12 +1,16 @@
 """What trainings of an experiment reached, by share of faults and arm: a table, and a chart with all of them in it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import altair as alt
 import numpy as np
 from scipy import stats
+
+from src.evaluation.charts import save_page
 
 NAMES = {
     "everything": "everything",
@@ -18,6 +22,13 @@ NAMES = {
 }
 _COLOURS = {"score": "#1f6feb", "oracle": "#2da44e"}
 _OTHER = "#6e7781"
+_COLUMNS = 3  # panels beside each other
+
+BOLD = (
+    "Bold: the highest mean of each share of faults, the clean ones left aside, and all that cannot be told from it:"
+    " the 95 % interval of the difference, seed by seed, holds 0."
+)
+ONE_SEED = "One training each: no intervals, and so nothing in bold."
 
 Entry = Mapping[str, Any]
 
@@ -29,7 +40,8 @@ class Line:
     Attributes:
         pairs: how many it trained on, the mean.
         clean: the share of clean ones among them, 0..1, the mean.
-        means, halves: of each metric the mean, and half the width of its 95 % interval by Student's t; 0 of one seed.
+        means, halves: of each metric the mean, and half the width of its 95 % interval by Student's t; None of
+            one seed.
     """
 
     share: float
@@ -38,7 +50,7 @@ class Line:
     pairs: float
     clean: float
     means: dict[str, float]
-    halves: dict[str, float]
+    halves: dict[str, float | None]
 
 
 def summarise(entries: Sequence[Entry], metrics: Sequence[str]) -> list[Line]:
@@ -63,32 +75,91 @@ def summarise(entries: Sequence[Entry], metrics: Sequence[str]) -> list[Line]:
     return lines
 
 
-def paired(entries: Sequence[Entry], metric: str, share: float, arm: str, other: str) -> tuple[float, float]:
-    """Mean gain of an arm over another, seed by seed, and half the width of its 95 % interval."""
+def paired(
+    entries: Sequence[Entry], metric: str, share: float, arm: str, other: str
+) -> tuple[float, float | None] | None:
+    """Mean gain of an arm over another, seed by seed, and half the width of its 95 % interval (None of one seed).
+
+    None where the two have no seed in common.
+    """
     values = {(entry["arm"], entry["seed"]): entry[metric] for entry in entries if entry["share"] == share}
     seeds = sorted(seed for name, seed in values if name == arm and (other, seed) in values)
     gains = np.array([values[arm, seed] - values[other, seed] for seed in seeds])
-    return float(gains.mean()), _half_width(gains)
+    return (float(gains.mean()), _half_width(gains)) if seeds else None
 
 
-def markdown(lines: Sequence[Line], titles: Mapping[str, str]) -> str:
-    """A table in Markdown, the best of each share and metric but the oracle's in bold."""
+def markdown(entries: Sequence[Entry], titles: Mapping[str, str]) -> str:
+    """A table in Markdown, with what is best of each share and metric, as far as it can be told, in bold."""
+    lines = summarise(entries, list(titles))
     rows = [f"| faults | trained on | pairs | clean | {' | '.join(titles.values())} |"]
     rows.append("|---|---|" + "---:|" * (2 + len(titles)))
+    best = {
+        (share, name): _best(entries, lines, share, name) for share in {line.share for line in lines} for name in titles
+    }
     for line in lines:
-        rivals = [one for one in lines if one.share == line.share and one.arm != "oracle"]
         cells = []
         for name in titles:
-            text = f"{100 * line.means[name]:.1f} ± {100 * line.halves[name]:.1f}"
-            best = line.arm != "oracle" and line.means[name] == max(one.means[name] for one in rivals)
-            cells.append(f"**{text}**" if best else text)
+            text = percent(line.means[name], line.halves[name])
+            cells.append(f"**{text}**" if line.arm in best[line.share, name] else text)
         head = f"{line.share:.0%} | {NAMES.get(line.arm, line.arm)} | {line.pairs:,.0f} | {100 * line.clean:.1f} %"
         rows.append(f"| {head} | {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+    several = any(best.values())
+    return "\n".join([*rows, "", BOLD if several else ONE_SEED]) + "\n"
 
 
-def chart(entries: Sequence[Entry], titles: Mapping[str, str]) -> Any:
-    """Rows of arms, a column per metric and a block per share: the mean with its 95 % interval, and each seed."""
+def _best(entries: Sequence[Entry], lines: Sequence[Line], share: float, metric: str) -> set[str]:
+    """The arm of the highest mean and those that cannot be told from it; none where nothing can be told apart."""
+    rivals = [line for line in lines if line.share == share and line.arm != "oracle"]
+    if not rivals:
+        return set()
+    first = max(rivals, key=lambda line: line.means[metric])
+    if first.halves[metric] is None:
+        return set()
+    found = {first.arm}
+    for line in rivals:
+        gain = paired(entries, metric, share, first.arm, line.arm)
+        if gain is None or gain[1] is None or gain[0] <= gain[1]:
+            found.add(line.arm)
+    return found
+
+
+def percent(mean: float, half: float | None, sign: str = "") -> str:
+    """A share in per cent, or a gain in points, with half its interval where there is one."""
+    text = f"{100 * mean:{sign}.1f}"
+    return text if half is None else f"{text} ± {100 * half:.1f}"
+
+
+def gains(entries: Sequence[Entry], titles: Mapping[str, str]) -> list[str]:
+    """What the score wins over each other rule, share by share, in words."""
+    found = []
+    for share, other in dict.fromkeys((entry["share"], entry["arm"]) for entry in entries):
+        each = {title: paired(entries, name, share, "score", other) for name, title in titles.items()}
+        said = ", ".join(f"{title} {percent(*gain, '+')}" for title, gain in each.items() if gain)
+        if said and other not in ("score", "oracle"):
+            found.append(f"{share:.0%} damaged, score above {NAMES[other]}: {said}")
+    return found
+
+
+def write_results(
+    entries: Sequence[Entry], titles: Mapping[str, str], noun: str, facts: Mapping[str, Any], folder: Path
+) -> str:
+    """Write ``results.json`` (``facts`` and all ``trainings``), ``table.md`` and ``chart.png``; return what they say.
+
+    Args:
+        titles: what each metric is called, by its key.
+        noun: what was damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    told = json.dumps({**facts, "trainings": list(entries)}, indent=1, ensure_ascii=False)
+    (folder / "results.json").write_text(told + "\n", encoding="utf-8")
+    table = markdown(entries, titles)
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    save_page(chart(entries, titles, noun), folder / "chart.png")
+    return "\n".join([table, *gains(entries, titles), f"results {folder}"])
+
+
+def chart(entries: Sequence[Entry], titles: Mapping[str, str], noun: str) -> Any:
+    """Rows of arms, a panel per metric and a block per share: the mean with its 95 % interval, and each seed."""
     lines = summarise(entries, list(titles))
     order = [NAMES.get(arm, arm) for arm in dict.fromkeys(line.arm for line in lines)]
     blocks = []
@@ -99,7 +170,7 @@ def chart(entries: Sequence[Entry], titles: Mapping[str, str]) -> Any:
             )
             for n, t in titles.items()
         ]
-        blocks.append(alt.hconcat(*columns).properties(title=f"{share:.0%} of the captions damaged"))
+        blocks.append(alt.concat(*columns, columns=_COLUMNS).properties(title=f"{share:.0%} of the {noun} damaged"))
     return alt.vconcat(*blocks)
 
 
@@ -108,8 +179,8 @@ def _panel(entries: Sequence[Entry], lines: Sequence[Line], metric: str, title: 
         {
             "arm": NAMES.get(line.arm, line.arm),
             "value": line.means[metric],
-            "low": line.means[metric] - line.halves[metric],
-            "high": line.means[metric] + line.halves[metric],
+            "low": line.means[metric] - (line.halves[metric] or 0.0),
+            "high": line.means[metric] + (line.halves[metric] or 0.0),
             "clean": line.clean,
             "colour": _COLOURS.get(line.arm, _OTHER),
         }
@@ -130,7 +201,7 @@ def _panel(entries: Sequence[Entry], lines: Sequence[Line], metric: str, title: 
     return alt.layer(bars, each, dots).properties(width=300, height=170)
 
 
-def _half_width(values: np.ndarray) -> float:
+def _half_width(values: np.ndarray) -> float | None:
     if len(values) < 2:
-        return 0.0
+        return None
     return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))

@@ -135,8 +135,9 @@ class TransformersClip(Clip):
         return self.model.config.to_dict()
 
     def _settings(self) -> str:
-        words = sorted(self.processor.tokenizer.get_vocab().items())
-        return f"{self.processor.image_processor.to_json_string()} {words} {self._padding}"
+        return (
+            f"{self.processor.image_processor.to_json_string()} {_tokeniser(self.processor.tokenizer)} {self._padding}"
+        )
 
 
 class OpenClip(Clip):
@@ -223,6 +224,14 @@ def _load_open_clip(name: str, device: str, dtype: Any) -> Clip:
     except Exception as error:  # of a damaged file or odd settings the library raises nearly anything
         raise JobError(f"open_clip cannot load {name!r}: {_reason(error)}") from error
     return OpenClip(name, model.to(dtype), transform, tokenizer, open_clip.get_model_config(architecture))
+
+
+def _tokeniser(tokenizer: Any) -> str:
+    """All that decides tokens: normaliser, splits, merges, vocabulary; not the padding that the last call asked for."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        return f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())}"
+    parts = json.loads(backend.to_str())
+    return json.dumps({name: part for name, part in parts.items() if name not in ("padding", "truncation")})
 
 
 def _architecture_only(config: Any) -> Any:

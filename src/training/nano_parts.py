@@ -46,6 +46,7 @@ class NanoConfig:
     contrastive: ContrastiveStage = field(default_factory=ContrastiveStage)
     matching: MatchingStage = field(default_factory=MatchingStage)
     start: str = ""
+    resume: bool = False
     output_dir: str = "output/nano_base"
     bf16: bool = True
     seed: int = 322

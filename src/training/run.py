@@ -142,11 +142,7 @@ def resume_point(config: RunConfig) -> str | None:
     """
     folder = Path(config.save_folder)
     if config.load_path == "last":
-        # The state is written last: a folder without it is what a killed process left half done.
-        done = [found.parent for found in folder.glob("checkpoint-*/trainer_state.json")]
-        # The newest, not the one of the highest number: save_overwrite may have left those of an earlier run.
-        age = {one: ((one / "trainer_state.json").stat().st_mtime_ns, int(one.name.rpartition("-")[2])) for one in done}
-        return str(max(done, key=age.__getitem__)) if done else None
+        return last_checkpoint(folder)
     if config.load_path:
         if not Path(config.load_path, "trainer_state.json").is_file():
             raise JobError(f"load_path: {config.load_path} is no checkpoint of a training")
@@ -154,6 +150,15 @@ def resume_point(config: RunConfig) -> str | None:
     if (folder / "config.yaml").exists() and not config.save_overwrite:
         raise JobError(f"{folder} holds a run already: go on with load_path=last, or set save_overwrite=true")
     return None
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint in a folder."""
+    # The state is written last: a folder without it is what a killed process left half done.
+    done = [found.parent for found in folder.glob("checkpoint-*/trainer_state.json")]
+    # The newest, not the one of the highest number: save_overwrite may have left those of an earlier run.
+    age = {one: ((one / "trainer_state.json").stat().st_mtime_ns, int(one.name.rpartition("-")[2])) for one in done}
+    return str(max(done, key=age.__getitem__)) if done else None
 
 
 def set_up_wandb(config: RunConfig) -> None:
@@ -166,13 +171,15 @@ def set_up_wandb(config: RunConfig) -> None:
 
 
 def write_outcome(trainer: Trainer, folder: Path, metrics: Mapping[str, float]) -> None:
-    """Write ``metrics.json`` and ``history.json`` (all log lines) on the main process, and say what came out where.
+    """Write ``history.json`` (all log lines) and, last, ``metrics.json`` on the main process; say where.
 
-    It is the last thing that a run does: all processes must call it, and their group ends with it.
+    A run that has ``metrics.json`` is finished. All processes must call it, last of all, and their group ends with it.
     """
     if trainer.is_world_process_zero():
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         (folder / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1), encoding="utf-8")
+        partial = folder / "metrics.partial"
+        partial.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        partial.replace(folder / "metrics.json")
         print(json.dumps(metrics, indent=2))
         print(f"model: {folder / 'final'}")
     # A process that ends before the threads of its group do is aborted now and then, after all its work is done.

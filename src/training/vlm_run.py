@@ -75,10 +75,19 @@ def train_vlm(config: VlmConfig) -> dict[str, float]:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics["train_conversations_per_second"] = result.metrics["train_samples_per_second"]
     if held_out:
-        metrics |= trainer.evaluate()
+        metrics |= _latest(trainer) or trainer.evaluate()
     trainer.save_final(out / "final", getattr(torch, config.model.save_dtype))
     write_outcome(trainer, out, metrics)
     return metrics
+
+
+def _latest(trainer: VlmTrainer) -> dict[str, float]:
+    """The evaluation at the last step, if the best checkpoint, which the model is by now, is the one of that step."""
+    state = trainer.state
+    if state.best_global_step != state.global_step:
+        return {}
+    found = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] == state.global_step]
+    return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
 
 
 def _processor(name: str, max_pixels: int) -> Any:

@@ -22,6 +22,7 @@ from tests.model.clips import (
     transformers_folder,
     word_tokenizer,
 )
+from tests.tiny_clip import save_tiny_clip
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,20 @@ def test_half_precision_stays_near(tmp_path):
     for a, b in zip(features(half), features(full), strict=True):
         assert a.dtype == torch.float32
         assert (a * b).sum(-1).min() > 0.99
+
+
+def test_a_fingerprint_tells_tokenisers_of_the_same_words_apart(tmp_path):
+    folder = save_tiny_clip(tmp_path / "tiny")
+    clip = load_clip(folder, device="cpu")
+    first = clip.fingerprint()
+    clip.text_features(["a road", "two planes beside a runway"])
+    assert clip.fingerprint() == first, "padding that a call asked for is no setting of the model"
+    tokens = folder / "tokenizer.json"
+    edit(tokens, lambda content: content.update(normalizer={"type": "Lowercase"}))
+    prints = {first, load_clip(folder, device="cpu").fingerprint()}
+    edit(tokens, lambda content: content["model"]["merges"].reverse())
+    prints.add(load_clip(folder, device="cpu").fingerprint())
+    assert len(prints) == 3
 
 
 def edit(path: Path, change: Callable[[dict], None]) -> None:
