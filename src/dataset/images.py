@@ -127,9 +127,9 @@ def _ambiguous(image: Image.Image, content: bytes) -> bool:
 
 
 def png_of(image: Image.Image) -> bytes:
-    """The image as a PNG file, without loss."""
+    """The pixels of the image as a PNG file, and nothing of what its own file said about them."""
     stream = BytesIO()
-    image.save(stream, "PNG")
+    image.save(stream, "PNG", transparency=None, icc_profile=None, exif=None)
     return stream.getvalue()
 
 
