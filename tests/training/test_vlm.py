@@ -279,10 +279,10 @@ def test_the_scripts_run_one_after_the_other_as_they_are(tmp_path):
         "ACCELERATE_CONFIG",
     )
     env = {key: value for key, value in os.environ.items() if key not in unset}
-    env |= {"SCENES": "32", "NUM_PROCESSES": "1", "OMP_NUM_THREADS": "1"}
+    env |= {"SCENES": "64", "NUM_PROCESSES": "1", "OMP_NUM_THREADS": "1"}
     found = {}
     for stage in ("pretrain", "sft"):
-        line = ["bash", str(ROOT / f"script/train_{stage}.sh"), "evaluation.limit=7", "evaluation.max_new_tokens=4"]
+        line = ["bash", str(ROOT / f"script/train_{stage}.sh"), "evaluation.limit=14", "evaluation.max_new_tokens=4"]
         done = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         found[stage] = json.loads((tmp_path / f"output/vlm_{stage}/metrics.json").read_text())
