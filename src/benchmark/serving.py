@@ -177,7 +177,8 @@ async def _through_a_crash(
     numbers = itertools.count()
     rewards = np.full((len(requests), 2), np.nan)
     began = time.perf_counter()
-    async with AsyncRewardClient(server.url, connections=clients, retry=Retry(tries=30, longest_wait=2)) as client:
+    patient = Retry(tries=1000, longest_wait=2)  # up to the deadline: a busy machine takes minutes to start a server
+    async with AsyncRewardClient(server.url, connections=clients, retry=patient) as client:
 
         async def one_client() -> None:
             while (number := next(numbers)) < len(requests):

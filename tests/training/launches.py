@@ -1,16 +1,28 @@
-"""What ``accelerate launch`` tells the processes that it starts, for tests that start two of them on CPUs."""
+"""Trainings in this process, and what ``accelerate launch`` tells those that it starts, for two of them on CPUs."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
+from src.config import run_program
+
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_here(main: Callable, schema: type, config: str, arguments: Sequence[str]) -> str:
+    """What a program prints, run in this process, which has imported all that takes longer than a small training."""
+    with redirect_stdout(io.StringIO()) as printed:
+        run_program(main, schema, ROOT / config, arguments)
+    return printed.getvalue()
 
 
 def launch_file(name: str) -> dict[str, str]:

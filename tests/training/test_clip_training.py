@@ -13,6 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
+from python_script import train_clip
 from src.dataset.scene_text import captions
 from src.dataset.scenes import make_scene, scene_rng
 from src.model.nano_clip import nano_clip
@@ -20,8 +21,10 @@ from src.training.clip import ClampScale, ClipTrainer
 from src.training.clip_config import ClipConfig, Model, make_trainable
 from src.training.clip_loss import cached_backward, contrastive_loss, same_pair
 from src.training.run import training_arguments
+from tests.training.launches import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "config/nano/clip_training.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -196,15 +199,17 @@ def train(scenes: Path, out: Path, processes: int, **keys: object) -> list[float
         "console_log_interval": 1, "scheduler.t_warmup": 1, "device_train_batch_size": 8 // processes,
         "checkpoint.save_num_checkpoints_to_keep": 9, **keys,
     }  # fmt: skip
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, "python_script/train_clip.py", "config/nano/clip_training.yaml"]
-    command += [f"{key}={value}" for key, value in settings.items()]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert f"{processes} processes" in done.stdout
+    arguments = [f"{key}={value}" for key, value in settings.items()]
+    if processes == 1:
+        printed = run_here(train_clip.main, ClipConfig, CONFIG, arguments)
+    else:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [*launcher, "python_script/train_clip.py", CONFIG, *arguments]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed = done.stdout
+    assert f"{processes} processes" in printed
     return [entry["loss"] for entry in json.loads((out / "history.json").read_text()) if "loss" in entry]
 
 

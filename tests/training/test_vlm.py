@@ -11,6 +11,7 @@ import torch
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 from trl import SFTConfig
 
+from python_script import train_vlm
 from src.dataset.collate import PairEncoder
 from src.dataset.instructions import in_turns, scene_conversations, write_instructions
 from src.dataset.scenes import scene_seeds
@@ -20,9 +21,10 @@ from src.training.run import training_arguments
 from src.training.vlm import VlmTrainer, accuracies, judge
 from src.training.vlm_config import Data, Evaluation, Model, VlmConfig, make_trainable
 from src.training.vlm_data import ConversationCollator, load_conversations
-from tests.training.launches import launch_file
+from tests.training.launches import launch_file, run_here
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIG = "config/sft_finetuning.yaml"
 BASE = locate("assets/nano/base")
 KINDS = ("yes_no", "scene", "grounding")
 
@@ -184,7 +186,7 @@ def command(scenes: Path, out: Path, launcher: list[str], keys: dict[str, object
         "device_train_batch_size": 8, "activation_checkpointing": "false", "optimizer.learning_rate": 2e-3, **keys,
     }  # fmt: skip
     arguments = [f"{key}={value}" for key, value in settings.items()]
-    return [*launcher, "python_script/train_vlm.py", "config/sft_finetuning.yaml", *arguments]
+    return [*launcher, "python_script/train_vlm.py", CONFIG, *arguments]
 
 
 def run(line: list[str], **environment: object) -> subprocess.CompletedProcess:
@@ -206,9 +208,9 @@ def one(scenes, tmp_path_factory) -> Path:
     """A run of adapters and merger in one process, with evaluation."""
     out = tmp_path_factory.mktemp("one") / "run"
     keys = {"data.eval_path": scenes / "held_out.jsonl", "evaluation.max_new_tokens": 12, "model.train_merger": "true"}
-    done = run(command(scenes, out, [sys.executable], keys))
-    assert "81 records = 80 usable with 80 conversations + 1 errors (bad_record 1" in done.stdout
-    assert "vision tower 0 of" in done.stdout
+    printed = run_here(train_vlm.main, VlmConfig, CONFIG, command(scenes, out, [], keys)[2:])
+    assert "81 records = 80 usable with 80 conversations + 1 errors (bad_record 1" in printed
+    assert "vision tower 0 of" in printed
     return out
 
 
@@ -230,7 +232,7 @@ def test_a_run_goes_on_where_it_stopped(scenes, one, tmp_path):
     out.mkdir()
     (out / "checkpoint-3").symlink_to(one / "checkpoint-3")
     keys = {"load_path": "last", "model.train_merger": "true"}
-    run(command(scenes, out, [sys.executable], keys))
+    run_here(train_vlm.main, VlmConfig, CONFIG, command(scenes, out, [], keys)[2:])
     assert logged(out) == pytest.approx(logged(one), abs=1e-5)
 
 
@@ -250,7 +252,8 @@ def test_two_processes_give_the_losses_and_the_held_out_figures_of_one(scenes, o
 def test_launch_files(scenes, one, tmp_path, name):
     """As ``accelerate launch`` starts its processes, but two of them on CPUs."""
     keys = {"device_train_batch_size": 4, "model.train_merger": "true", "checkpoint.save_interval": 6,
-            "data.eval_path": scenes / "held_out.jsonl", "evaluation.max_new_tokens": 3}  # fmt: skip
+            "data.eval_path": scenes / "held_out.jsonl", "evaluation.limit": 2,
+            "evaluation.max_new_tokens": 2}  # fmt: skip
     told = launch_file(name)
     run(command(scenes, tmp_path / name, TWO, keys), **told)
     assert logged(tmp_path / name) == pytest.approx(logged(one), abs=2e-3)
