@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class TransformersOptions(Options):
         batch_size: texts that are generated side by side.
         max_pixels: shrink images to at most so many pixels; None keeps the processor's own limit.
         max_prompt_tokens: a longer prompt, image tokens included, is an error of its request.
+        image_library: ``pil`` resizes as most models' authors did, ``torchvision`` faster; None: the latter.
         trust_remote_code: run code that comes with the model.
     """
 
@@ -41,6 +42,7 @@ class TransformersOptions(Options):
     batch_size: int = 16
     max_pixels: int | None = None
     max_prompt_tokens: int = 16384
+    image_library: Literal["pil", "torchvision"] | None = None
     trust_remote_code: bool = False
     window: int = 64
 
@@ -61,7 +63,9 @@ class TransformersBackend(Backend):
         if dtype == "auto":
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(path, trust_remote_code=options.trust_remote_code)
+            self.processor: Any = AutoProcessor.from_pretrained(
+                path, backend=options.image_library, trust_remote_code=options.trust_remote_code
+            )
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype,

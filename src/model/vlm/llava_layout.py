@@ -1,9 +1,10 @@
 """GeoChat, SkySenseGPT and VHM, which derive from LLaVA 1.5, as folders that transformers loads as LLaVA.
 
 What the published loaders do in code the folder says in its files: the image's side and padding in the image processor,
-the spaces and the ``<s>`` of a prompt in the chat template, the feature layers in the configuration. Weights are renamed,
-and changed in three places: the tower's table of positions is widened for images of 504 px, the vocabulary gets one row
-more, for the token that stands for image features, and a projector of one layer gets a second one that does nothing.
+the spaces and the ``<s>`` of a prompt in the chat template, the feature layers in the configuration. Weights are
+renamed, and changed in three places: the tower's table of positions is widened for images of 504 px, the vocabulary
+gets one row more, for the token that stands for image features, and a projector of one layer gets a second one that
+does nothing.
 """
 
 import json
@@ -26,10 +27,10 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from src.errors import JobError
-from src.model.llama_tokenizer import add_image_token, llama_tokenizer
-from src.model.towers import bare_tower, tower_shape, tower_weights, with_positions
-from src.model.vlm_templates import LLAVA_V1, VICUNA_V1, Compat, vicuna_template
-from src.model.weights import Weight, Weights, refuse_other_weights, stored_weights, write_weights
+from src.model.vlm.templates import LLAVA_V1, VICUNA_V1, Compat, vicuna_template
+from src.model.vlm.tokenizer import add_image_token, llama_tokenizer
+from src.model.vlm.towers import bare_tower, tower_shape, tower_weights, with_positions
+from src.model.vlm.weights import Weight, Weights, refuse_other_weights, stored_weights, write_weights
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def convert_llava(source: Path, target: Path, tower: Path | None = None, compat:
     tokenizer = llama_tokenizer(source, _image_marks(given), begins=compat == "intended")
     words = len(tokenizer)
     image_token = add_image_token(tokenizer)
-    config = _config(given, vision | {"image_size": family.side or vision["image_size"]}, image_token)
+    config = _config(given, vision | {"image_size": family.side or vision["image_size"]}, image_token, compat)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
 
@@ -146,7 +147,7 @@ def _image_marks(given: dict[str, Any]) -> list[str]:
     return [*marks, "<im_start>", "<im_end>"] if given.get("mm_use_im_start_end") else marks
 
 
-def _config(given: dict[str, Any], vision: dict[str, Any], image_token: int) -> LlavaConfig:
+def _config(given: dict[str, Any], vision: dict[str, Any], image_token: int, compat: Compat) -> Any:
     select = given.get("mm_vision_select_feature", "patch")
     if select not in ("patch", "cls_patch"):
         raise JobError(f"mm_vision_select_feature {select!r} is not known; known: patch, cls_patch")
@@ -166,6 +167,7 @@ def _config(given: dict[str, Any], vision: dict[str, Any], image_token: int) -> 
         projector_hidden_act="gelu" if _projector_layers(given) == 2 else "linear",
         tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
         dtype=given.get("torch_dtype"),
+        compat=compat,
     )
 
 
@@ -201,7 +203,7 @@ def _with_tower(weights: Weights, folder: Path | None, compat: Compat, positions
     return rest | {_TOWER + name: weight for name, weight in with_positions(shown, positions).items()}
 
 
-def _with_projector(weights: Weights, given: dict[str, Any], config: LlavaConfig) -> Weights:
+def _with_projector(weights: Weights, given: dict[str, Any], config: Any) -> Weights:
     if _projector_layers(given) == 2:
         return weights
     width = config.text_config.hidden_size

@@ -46,7 +46,7 @@ def llama_tokenizer(folder: Path, extra: Sequence[str] = (), begins: bool = True
         add_prefix_space=False,
         add_bos_token=begins,
         add_eos_token=False,
-        pad_token="<unk>",
+        pad_token="<unk>",  # noqa: S106  # as published
         padding_side="left",
     )
     marked = [piece for piece in proto.pieces if piece.type in (_CONTROL, _USER_DEFINED)]
@@ -55,14 +55,16 @@ def llama_tokenizer(folder: Path, extra: Sequence[str] = (), begins: bool = True
     for token in [*sorted(more, key=more.__getitem__), *extra]:
         tokenizer.add_tokens([_added(token)])
         if more.get(token, number := tokenizer.convert_tokens_to_ids(token)) != number:
-            raise JobError(f"{folder}: the added token {token} has the id {more[token]}, but {number} is the next free one")
+            raise JobError(
+                f"{folder}: the added token {token} has the id {more[token]}, not {number}, the next free one"
+            )
     return tokenizer
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerFast) -> int:
     """Give ``<image>``, which stands for image features, the id behind all others, and return it."""
     tokenizer.add_tokens([_added(IMAGE, special=True)])
-    return int(tokenizer.convert_tokens_to_ids(IMAGE))
+    return len(tokenizer) - 1
 
 
 def _added(token: str, special: bool = False) -> AddedToken:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.errors import JobError
-from src.model.weights import Weights, stored_weights
+from src.model.vlm.weights import Weights, stored_weights
 
 # Shapes of the towers that the published checkpoints name without saying more about them.
 KNOWN_TOWERS: dict[str, dict[str, Any]] = {
@@ -79,7 +80,8 @@ def with_positions(weights: Weights, positions: int) -> Weights:
     table = weights.get(POSITIONS)
     if table is None or table.shape[0] == positions:
         return weights
-    return weights | {POSITIONS: table.changed(lambda rows: resized_positions(rows, positions), (positions, table.shape[1]))}
+    shape = (positions, table.shape[1])
+    return weights | {POSITIONS: table.changed(partial(resized_positions, positions=positions), shape)}
 
 
 def resized_positions(table: Tensor, positions: int) -> Tensor:
@@ -90,7 +92,7 @@ def resized_positions(table: Tensor, positions: int) -> Tensor:
     """
     old, new = math.isqrt(len(table) - 1), math.isqrt(positions - 1)
     if old * old != len(table) - 1 or new * new != positions - 1:
-        raise JobError(f"a table of {len(table)} positions cannot become one of {positions}: both must be squares plus 1")
+        raise JobError(f"{len(table)} positions cannot become {positions}: both must be a square plus 1")
     grid = table[1:].float().reshape(1, old, old, -1).permute(0, 3, 1, 2)
     grid = torch.nn.functional.interpolate(grid, size=(new, new), mode="bicubic", align_corners=True)
     rows = grid.permute(0, 2, 3, 1).reshape(new * new, -1).to(table.dtype)

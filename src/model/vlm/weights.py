@@ -1,4 +1,4 @@
-"""Weights of checkpoints of any size, one at a time: read where they lie, checked against a model, written to shards."""
+"""Weights of checkpoints of any size, one at a time: read where they lie, checked against a model, and written."""
 
 import json
 import pickle
