@@ -84,10 +84,10 @@ def wide(table, side):
 
 
 def llava_features(held: Held, tower: Held, pixels, layers, heads: int):
-    """What enters the projector, and what leaves it."""
+    """Image tokens in the text model's width."""
     states = tower_states(tower, pixels, heads, quick_gelu, 1e-5, pixels.shape[-1] // 14)
     entered = torch.cat([states[layer][1:] for layer in ([layers] if isinstance(layers, int) else layers)], -1)
-    return entered, linear(gelu(linear(entered, held, "model.mm_projector.0")), held, "model.mm_projector.2")
+    return linear(gelu(linear(entered, held, "model.mm_projector.0")), held, "model.mm_projector.2")
 
 
 def resampled(pool: Held, states, groups=(112, 96, 64), heads=8):
@@ -118,14 +118,14 @@ def mixture(x, layer):
     if "mlp.c_fc.weight" in layer:
         return linear(linear(x, layer, "mlp.c_fc"), layer, "mlp.c_proj")
     gates = torch.tanh(x @ layer["mlp.gate.gate_network.0.weight"].T) @ layer["mlp.gate.gate_network.2.weight"].T
-    rows = []
-    for token, gate in zip(x, gates, strict=True):
-        best = gate.argsort(descending=True)[:2].tolist()
-        shares = gate[best].softmax(0)
-        of = below(layer, "mlp.calculator.experts.")
-        made = [(token @ of[f"weight_up.{e}"].T + of[f"bias_up.{e}"]) @ of[f"weight_down.{e}"] for e in best]
-        rows.append(sum(s * (y + of[f"bias_down.{e}"]) for s, y, e in zip(shares, made, best, strict=True)))
-    return torch.stack(rows)
+    third = gates.sort(1, descending=True).values[:, 2:3]
+    shares = gates.masked_fill(gates <= third, -torch.inf).softmax(1)
+    of = below(layer, "mlp.calculator.experts.")
+    made = [
+        (x @ of[f"weight_up.{e}"].T + of[f"bias_up.{e}"]) @ of[f"weight_down.{e}"] + of[f"bias_down.{e}"]
+        for e in range(gates.shape[1])
+    ]
+    return sum(shares[:, e : e + 1] * y for e, y in enumerate(made))
 
 
 def llama_logits(held: Held, x, config: dict):
