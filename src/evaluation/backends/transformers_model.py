@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+import src.model.vlm.lhrs  # noqa: F401  # registers it with transformers
 from src.chat import render
 from src.errors import JobError, RecordError
 from src.evaluation.backends.base import Answer, Backend, Options, Prompt, singly
