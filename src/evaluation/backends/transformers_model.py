@@ -63,9 +63,10 @@ class TransformersBackend(Backend):
         dtype = options.dtype
         if dtype == "auto":
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        library = {"backend": options.image_library} if options.image_library else {}
         try:
             self.processor: Any = AutoProcessor.from_pretrained(
-                path, backend=options.image_library, trust_remote_code=options.trust_remote_code
+                path, trust_remote_code=options.trust_remote_code, **library
             )
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
@@ -74,7 +75,7 @@ class TransformersBackend(Backend):
                 attn_implementation=usable_attention(None, device != "cpu", dtype not in (torch.float32, "float32")),
                 trust_remote_code=options.trust_remote_code,
             ).eval()
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
             raise JobError(f"cannot load {path!r} as an image-text-to-text model: {error}") from error
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is None or not getattr(self.processor, "image_processor", None):
