@@ -78,7 +78,7 @@ def convert_lhrs(
     image_token = add_image_token(tokenizer)
     text_config = LlamaConfig.from_pretrained(text_base)
     rows = max(image_token + 1, text_config.vocab_size)
-    config = _config(tower_shape(TOWER, tower), text_config, rows, image_token, pooler, compat)
+    config = _config(tower_shape(TOWER, tower), text_config, rows, image_token, pooler)
     with torch.device("meta"):
         model = LhrsForConditionalGeneration(config)
 
@@ -103,7 +103,7 @@ def convert_lhrs(
         image_seq_length=config.image_seq_length,
         chat_template=llama3_template(LHRS, compat),
     ).save_pretrained(target)
-    config.architectures = ["LhrsForConditionalGeneration"]
+    config.architectures, config.compat = ["LhrsForConditionalGeneration"], compat
     config.save_pretrained(target)
     ends = text_config.eos_token_id if isinstance(text_config.eos_token_id, list) else [text_config.eos_token_id]
     GenerationConfig(
@@ -126,9 +126,7 @@ def _tokenizer(text_base: Path) -> Any:
     return tokenizer
 
 
-def _config(
-    shape: dict[str, Any], text: LlamaConfig, rows: int, image_token: int, pooler: Weights, compat: Compat
-) -> Any:
+def _config(shape: dict[str, Any], text: LlamaConfig, rows: int, image_token: int, pooler: Weights) -> Any:
     if shape["model_type"] != "siglip_vision_model":
         raise JobError(f"the vision tower is a {shape['model_type']}, not SigLIP's")
     whole = shape["num_hidden_layers"]
@@ -147,7 +145,6 @@ def _config(
         experts=gate.shape[0] if gate else LhrsConfig.experts,
         tie_word_embeddings=text.tie_word_embeddings,
         dtype=text.dtype,
-        compat=compat,
     )
     config.image_seq_length = sum(config.query_groups)
     return config

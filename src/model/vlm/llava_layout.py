@@ -85,7 +85,7 @@ def convert_llava(source: Path, target: Path, tower: Path | None = None, compat:
     tokenizer = llama_tokenizer(source, _image_marks(given), begins=compat == "intended")
     words = len(tokenizer)
     image_token = add_image_token(tokenizer)
-    config = _config(given, vision | {"image_size": family.side or vision["image_size"]}, image_token, compat)
+    config = _config(given, vision | {"image_size": family.side or vision["image_size"]}, image_token)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
 
@@ -112,7 +112,7 @@ def convert_llava(source: Path, target: Path, tower: Path | None = None, compat:
         num_additional_image_tokens=1,
         chat_template=vicuna_template(family.system, compat, bool(given.get("mm_use_im_start_end"))),
     ).save_pretrained(target)
-    config.architectures = ["LlavaForConditionalGeneration"]
+    config.architectures, config.compat = ["LlavaForConditionalGeneration"], compat
     config.save_pretrained(target)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -147,7 +147,7 @@ def _image_marks(given: dict[str, Any]) -> list[str]:
     return [*marks, "<im_start>", "<im_end>"] if given.get("mm_use_im_start_end") else marks
 
 
-def _config(given: dict[str, Any], vision: dict[str, Any], image_token: int, compat: Compat) -> Any:
+def _config(given: dict[str, Any], vision: dict[str, Any], image_token: int) -> Any:
     select = given.get("mm_vision_select_feature", "patch")
     if select not in ("patch", "cls_patch"):
         raise JobError(f"mm_vision_select_feature {select!r} is not known; known: patch, cls_patch")
@@ -167,7 +167,6 @@ def _config(given: dict[str, Any], vision: dict[str, Any], image_token: int, com
         projector_hidden_act="gelu" if _projector_layers(given) == 2 else "linear",
         tie_word_embeddings=bool(given.get("tie_word_embeddings", False)),
         dtype=given.get("torch_dtype"),
-        compat=compat,
     )
 
 

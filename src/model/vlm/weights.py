@@ -148,7 +148,7 @@ def _reader(file: Path, name: str) -> Callable[[], Tensor]:
     return lambda: _opened(file)[name]
 
 
-@lru_cache(maxsize=1)  # weights are read in the order in which they are stored
+@lru_cache(maxsize=2)  # weights are read in the order in which they are stored, some with those of an adapter
 def _opened(file: Path) -> Any:
     if file.suffix == ".safetensors":
         return safe_open(file, "pt").__enter__()
