@@ -184,6 +184,8 @@ class TransformersBackend(Backend):
         if len(images) == len(keys) or not self._takes_features:
             return inputs
         vision = self.processor.image_processor(images=list(images.values()), return_tensors="pt")
+        if "num_patches" in vision:  # InternVL's processor cuts images into pieces, which this alone does not
+            return inputs
         encoded = self.model.get_image_features(**vision.to(self.model.device), return_dict=True).pooler_output
         features = dict(zip(images, encoded, strict=True))
         shown: Any = [features[key] for key in keys]

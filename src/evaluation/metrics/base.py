@@ -65,6 +65,7 @@ def means_of_groups(right: Sequence[bool], groups: Sequence[Sequence[str]]) -> t
         for name, k in column.items()
     }  # fmt: skip
     mean = float(np.mean([metric["value"] for metric in shares.values()]))
+    drawn = drawn[~np.isnan(drawn).all(axis=1)]
     return with_interval(mean, int(member.any(axis=1).sum()), np.nanmean(drawn, axis=1)), shares
 
 
