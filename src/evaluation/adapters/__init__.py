@@ -48,6 +48,8 @@ def get_adapter(
     found = _known(family, FAMILIES, "family") if family else FAMILIES[own or family_of(model)]
     reasoning = reasoning or (THINKING if found.thinks else None)
     system = thinking_prompt(reasoning) if reasoning else None
+    if backend == "transformers" and found.image_library:
+        options.setdefault("image_library", found.image_library)
     return Adapter(get_backend(backend, model, **options), found, system)
 
 
