@@ -292,7 +292,8 @@ def test_the_program_gives_the_same_bytes_from_two_processes(scenes, tmp_path, c
     assert "scenes_vg: 3 answers in" in printed
     assert "### caption: cider (%)" in printed
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               "python_script/evaluation/rs_evaluation.py", *arguments, "--output_dir", str(tmp_path / "two")]  # fmt: skip
+               "python_script/evaluation/rs_evaluation.py", *arguments,
+               "--output_dir", str(tmp_path / "two")]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -333,7 +334,8 @@ def test_choice_becomes_a_folder(tmp_path, capsys):
     rows = [
         {"image": image, "id": "a", "task": "t", "stem": "Same?", "options": ["Yes", "No"], "answer": "B",
          "answer_quad": None},
-        {"image": image, "id": "b", "task": "vg", "stem": "Where?", "options": [], "answer": "[..]", "answer_quad": quad},
+        {"image": image, "id": "b", "task": "vg", "stem": "Where?", "options": [], "answer": "[..]",
+         "answer_quad": quad},
         {"image": image, "id": "c", "task": "mask", "stem": "Cut.", "options": [], "answer": None, "answer_quad": None},
     ]  # fmt: skip
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "choice.parquet")

@@ -179,7 +179,8 @@ def llava_next():
     pinpoints = [[56, 28], [28, 56], [56, 56]]
     vision = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                               image_size=28, patch_size=14)  # fmt: skip
-    config = LlavaNextConfig(vision_config=vision, text_config=LlamaConfig(**TEXT, vocab_size=len(text)), image_grid_pinpoints=pinpoints,
+    inner = LlamaConfig(**TEXT, vocab_size=len(text))
+    config = LlavaNextConfig(vision_config=vision, text_config=inner, image_grid_pinpoints=pinpoints,
                              image_token_id=text.convert_tokens_to_ids("<image>"))  # fmt: skip
     pictures = LlavaNextImageProcessor(
         size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints
@@ -194,7 +195,8 @@ def internvl():
                      video_token="<video>")  # fmt: skip
     vision = InternVLVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                                   image_size=[28, 28], patch_size=[7, 7])  # fmt: skip
-    config = InternVLConfig(vision_config=vision, text_config=Qwen2Config(**TEXT, vocab_size=len(text)), image_seq_length=4,
+    inner = Qwen2Config(**TEXT, vocab_size=len(text))
+    config = InternVLConfig(vision_config=vision, text_config=inner, image_seq_length=4,
                             image_token_id=text.convert_tokens_to_ids("<IMG_CONTEXT>"))  # fmt: skip
     pictures = GotOcr2ImageProcessor(size={"height": 28, "width": 28}, max_patches=2)
     processor = InternVLProcessor(pictures, text, InternVLVideoProcessor(size={"height": 28, "width": 28}), 4,
@@ -220,8 +222,8 @@ def test_a_checkpoint_of_transformers_own_form_runs_in_batches(make, family, tmp
     made = get_adapter("transformers", str(tmp_path), batch_size=4, device="cpu", progress=False)
     assert made.family is FAMILIES[family]
     task = known_tasks()["rs_vg"]
-    samples = [Sample(k, f"{k}", (picture,), text) for k, (picture, text) in enumerate(
-        [(pictures[0], "a ship"), (pictures[1], "the long pier beside the road"), (pictures[0], "a tank")])]  # fmt: skip
+    asked = [(pictures[0], "a ship"), (pictures[1], "the long pier beside the road"), (pictures[0], "a tank")]
+    samples = [Sample(k, f"{k}", (picture,), text) for k, (picture, text) in enumerate(asked)]
     sampling = Sampling(max_new_tokens=8)
     requests = [made.request(task, sample, sampling) for sample in samples]
     requests.append(made.request(task, samples[0], sampling, blind=True))

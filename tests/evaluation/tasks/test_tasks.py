@@ -110,7 +110,7 @@ def test_a_file_that_is_no_list_is_refused_by_name(tmp_path, text):
 
 
 def test_tasks_are_picked_by_name_or_by_what_is_there(tmp_path):
-    with pytest.raises(JobError, match="unknown task 'cls_aid2'; did you mean cls_aid. known: all, cls_aid"):
+    with pytest.raises(JobError, match=r"unknown task 'cls_aid2'; did you mean cls_aid\? known: all, cls_aid"):
         pick_tasks(["cls_aid2"], tmp_path)
     with pytest.raises(JobError, match="no such folder"):
         pick_tasks(["all"], tmp_path / "none")
