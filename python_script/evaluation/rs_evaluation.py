@@ -29,6 +29,7 @@ from src.evaluation.results import read_results
 from src.evaluation.tasks import known_tasks, pick_tasks
 
 ENGINES = ("vllm", "lmdeploy")
+DECIDING = ("dtype", "image_library", "max_pixels", "max_prompt_tokens", "own_keys_only", "trust_remote_code", "url")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 
@@ -59,7 +60,7 @@ def flags() -> argparse.ArgumentParser:
     add("--beam_size", type=int, default=1, choices=[1], help="1: no beam search is offered")
     add("--use_cache", type=truth, default=True, metavar="true|false", help="true: the only way that is offered")
     add("--dtype", default="auto", choices=DTYPES, help="(%(default)s)")
-    add("--batch_size", type=int, default=16, help="answers made side by side (%(default)s)")
+    add("--batch_size", type=int, help="answers made side by side (default: the back end's own)")
     add("--option", nargs="+", default=[], metavar="KEY=VALUE", help="of the back end, such as url or max_pixels")
     add("--limit", type=int, help="the first so many questions of each task")
     add("--force_inference", type=truth, nargs="?", const=True, default=False, metavar="true|false",
@@ -75,13 +76,13 @@ def main(argv: list[str] | None = None) -> None:
     with exit_on_job_error():
         names = [name for given in args.task for name in given.split(",")]
         tasks = pick_tasks(names, args.data_root)
-        job, model_options = settings(args)
+        job, options = settings(args)
         check_places(job, tasks)
         team = gather(args)
         first = team.rank == 0
         adapter = get_adapter(
             args.model_type, args.model_path, args.family, args.reasoning_config,
-            **job.options, **model_options, image_root=job.image_root, progress=first,
+            **options, image_root=job.image_root, progress=first,
         )  # fmt: skip
         for number, task in enumerate(tasks, 1):
             if first:
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def settings(args: argparse.Namespace) -> tuple[Job, dict[str, Any]]:
-    """What is evaluated; and options of the back end on which no answer depends."""
+    """What is evaluated; and all options of the back end, those on which no answer depends (and a key) included."""
     if not args.use_cache:
         raise JobError("--use_cache false is not offered: texts are the same with it")
     if args.limit is not None and args.limit < 0:
@@ -107,18 +108,23 @@ def settings(args: argparse.Namespace) -> tuple[Job, dict[str, Any]]:
         raise JobError(f"unknown model type {args.model_type!r}; known: {', '.join(MODEL_TYPES)}")
     backend = MODEL_TYPES[args.model_type][0]
     given = dict(option.partition("=")[::2] for option in args.option)
-    options = {key: yaml.safe_load(value) for key, value in given.items()}
+    try:
+        options = {key: yaml.safe_load(value) for key, value in given.items()}
+    except yaml.YAMLError as error:
+        raise JobError(f"--option takes KEY=VALUE: {' '.join(str(error).split())}") from error
     if backend != "openai":
         options["dtype"] = args.dtype
-    batch = {"transformers": "batch_size", "openai": "concurrency"}.get(backend, "window")
+    if args.batch_size is not None:
+        options[{"transformers": "batch_size", "openai": "concurrency"}.get(backend, "window")] = args.batch_size
+    deciding = {key: value for key, value in options.items() if key in DECIDING}
     drawn = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed} if args.do_sample else {}
     job = Job(
-        args.model_path, args.model_type, args.data_root.absolute(),
+        args.model_path or "server", args.model_type, args.data_root.absolute(),
         (args.image_root or args.data_root).absolute(), args.output_dir,
-        Sampling(max_new_tokens=args.max_new_tokens, **drawn), options, args.limit, args.blind,
+        Sampling(max_new_tokens=args.max_new_tokens, **drawn), deciding, args.limit, args.blind,
         args.metric_compat == "published",
     )  # fmt: skip
-    return job, {batch: args.batch_size}
+    return job, options
 
 
 def gather(args: argparse.Namespace) -> Team:

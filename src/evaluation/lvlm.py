@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class Job:
     limit: int | None = None
     blind: bool = False
     published: bool = False
+
+    @cached_property
+    def files(self) -> list[dict[str, Any]] | str:
+        """Fingerprints of the model's files."""
+        return weights_of(self.model)
 
     def group(self, task: Task) -> str:
         """What results call the task's group."""
@@ -138,7 +144,7 @@ def _answers_folder(job: Job, adapter: Adapter) -> Path:
     """Named by the model, and a digest of all that answers depend on besides the question."""
     there = Path(locate(job.model))
     place = str(there.resolve()) if there.exists() else job.model
-    depends = [weights_of(job.model), place, job.model_type, job.options, adapter.system, adapter.family.image_library]
+    depends = [job.files, place, job.model_type, job.options, adapter.system, adapter.family.image_library]
     name = "".join(c if c.isalnum() or c in ".-_" else "_" for c in Path(job.model).name) or job.model_type
     return job.output / "answers" / f"{name}-{digest(*depends, asdict(job.sampling))}"
 
@@ -187,7 +193,7 @@ def evaluate(job: Job, adapter: Adapter, answered: Answered) -> Result:
         "data": str(job.data_root / task.file),
         "image_root": str(job.image_root),
         "model_type": job.model_type,
-        "model_files": weights_of(job.model),
+        "model_files": job.files,
         "prompt": adapter.family.prompts.get(task.prompt, "{question}"),
         "instruction": task.instruction,
         "system": adapter.system,

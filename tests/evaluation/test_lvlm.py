@@ -266,11 +266,13 @@ def test_batches_go_to_the_back_end():
     """Defect 94: --batch_size did nothing."""
     read = rs_evaluation.flags().parse_args
     job, options = rs_evaluation.settings(read(["--batch_size", "7", "--option", "max_pixels=1000"]))
-    assert options == {"batch_size": 7}
+    assert options == {"batch_size": 7, "max_pixels": 1000, "dtype": "auto"}
     assert job.options == {"max_pixels": 1000, "dtype": "auto"}
     assert job.sampling == Sampling(max_new_tokens=1024)
-    job, options = rs_evaluation.settings(read(["--model_type", "openai", "--option", "url=http://h/v1"]))
-    assert (job.options, options) == ({"url": "http://h/v1"}, {"concurrency": 16})
+    served = read(["--model_type", "openai", "--option", "url=http://h/v1", "api_key=x", "--batch_size", "3"])
+    job, options = rs_evaluation.settings(served)
+    assert job.options == {"url": "http://h/v1"}  # a key is written nowhere
+    assert options == {"url": "http://h/v1", "api_key": "x", "concurrency": 3}
     with pytest.raises(JobError, match="use_cache"):
         rs_evaluation.settings(read(["--use_cache", "false"]))
 
