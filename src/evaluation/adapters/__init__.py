@@ -22,7 +22,7 @@ MODEL_TYPES: dict[str, tuple[str, str | None]] = {
 """By name the back end and the family; None: the family is found by :func:`family_of`."""
 
 _BY_TYPE = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl", "llava": "llava", "llava_next": "llava"}
-_BY_TYPE |= {"internvl": "internvl", "internvl_chat": "internvl", "lhrs": "lhrs"}
+_BY_TYPE |= {"internvl": "internvl", "internvl_chat": "internvl", "lhrs_nova": "lhrs"}
 _BY_NAME = (  # the first that occurs in the name without - and _
     *(("qwen2.5vl", "qwen2_5_vl"), ("qwen2vl", "qwen2_vl"), ("internvl3", "internvl3"), ("internvl", "internvl")),
     *(("geochat", "geochat"), ("skysense", "skysensegpt"), ("vhm", "vhm"), ("lhrs", "lhrs"), ("llava", "llava")),
@@ -45,6 +45,8 @@ def get_adapter(
         JobError: an unknown name, no such prompt, or the back end cannot load the model.
     """
     backend, own = _known(model_type, MODEL_TYPES, "model type")
+    if backend != "openai" and (Path(model).is_absolute() or model.count("/") > 1) and not Path(locate(model)).exists():
+        raise JobError(f"there is no model {model}")
     found = _known(family, FAMILIES, "family") if family else FAMILIES[own or family_of(model)]
     reasoning = reasoning or (THINKING if found.thinks else None)
     system = thinking_prompt(reasoning) if reasoning else None

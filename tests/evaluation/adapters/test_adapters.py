@@ -131,6 +131,8 @@ def test_engines_are_imported_where_they_are_used():
             get_adapter(engine, str(BASE))
     with pytest.raises(JobError, match="my_vhm"):
         get_adapter("vhm", "my_vhm", progress=False)
+    with pytest.raises(JobError, match="there is no model assets/nano/none"):
+        get_adapter("transformers", "assets/nano/none")
 
 
 def test_the_reasoning_family_asks_for_tags():
