@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> None:
         job, options = settings(args)
         check_places(job, tasks)
         team = gather(args)
+        if team.world > 1 and torch.cuda.is_available() and MODEL_TYPES[args.model_type][0] == "transformers":
+            options.setdefault("device", f"cuda:{torch.cuda.current_device()}")
         first = team.rank == 0
         adapter = get_adapter(
             args.model_type, args.model_path, args.family, args.reasoning_config,

@@ -43,7 +43,7 @@ def score_grounding(boxes: Sequence[Grounded], published: bool = False) -> Score
         for name, (hit, of) in by_size.items():
             hit.append(totals.size_hits[name] - before[0][name])
             of.append(totals.size_count[name] - before[1][name])
-        rows.append({"boxes": [list(box) for box in one.predicted], "true_boxes": [list(box) for box in one.true],
+        rows.append({"boxes": _rounded(one.predicted), "true_boxes": _rounded(one.true),
                      "hits": hits, "unparsed": not one.predicted})  # fmt: skip
     wholes = [len(one.true) for one in boxes]
     metrics = {"precision": ratio([row["hits"] for row in rows], wholes)}
@@ -59,6 +59,10 @@ def score_grounding(boxes: Sequence[Grounded], published: bool = False) -> Score
     counts = {key: summary[key] for key in kept}
     counts["unparsed"] = sum(row["unparsed"] for row in rows)
     return Scored(metrics, counts, {"curve": summary["curve"], "size": summary["size"]}, rows)
+
+
+def _rounded(boxes: Sequence[Box]) -> list[list[float]]:
+    return [[round(side, 2) for side in box] for box in boxes]
 
 
 def _published(boxes: Sequence[Grounded]) -> Metric:

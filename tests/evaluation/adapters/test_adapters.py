@@ -65,7 +65,7 @@ def test_a_question_stands_in_its_familys_sentence_without_stray_blanks(family, 
 
 
 def test_every_family_asks_and_reads_boxes_and_takes_a_reasoning_prompt():
-    """Defects 75 (LLaVA had no reader of boxes) and 46 (a reasoning prompt was for some families only)."""
+    """Defects 75 (LLaVA had no reader of boxes), 46 (a reasoning prompt for some families only), 73, 74 (odd boxes)."""
     for family in FAMILIES:
         made = adapter(family, "Think first.")
         for task in known_tasks().values():
@@ -73,12 +73,12 @@ def test_every_family_asks_and_reads_boxes_and_takes_a_reasoning_prompt():
             assert turns[0] == {"role": "system", "content": "Think first."}
             assert "the white plane" in turns[1]["content"]
         for text in ("", None, "no box", "[1, 2, 3]", "[a, b, c, d]", '```json\n{"bbox_2d": 5}\n```'):
-            assert made.boxes(text, (100, 50)) == []  # defects 73, 74
+            assert made.boxes(text, (100, 50)) == []
             made.published_boxes(text, (100, 50))
 
 
 def test_boxes_are_put_back_into_the_image():
-    """Defect 26: boxes of a padded square; and those of Qwen2.5-VL, which are in pixels of the resized image."""
+    """Defects 26 (padded squares), 118 (blanks), 79 (no answer tag); Qwen2.5-VL has pixels of the resized image."""
     # 1000 x 500 is padded above and below by 250: the square's middle half is the image.
     assert adapter("geochat").boxes("{<0><25><50><75>|<90>}", (1000, 500)) == [(0, 0, 500, 500)]
     assert adapter("geochat").boxes("{<0><0><50><50>}", (1000, 500)) == [(0, 0, 500, 250)]
@@ -87,11 +87,11 @@ def test_boxes_are_put_back_into_the_image():
     assert adapter("llava").boxes("[0.1, 0.2, 0.5, 0.8]", (1000, 500)) == [(100, 100, 500, 400)]
     (box,) = adapter("qwen2_5_vl").boxes('[{"bbox_2d": [406, 0, 812, 406]}]', (800, 800))  # seen with 812 x 812 pixels
     assert box == pytest.approx((400, 0, 800, 400))
-    assert adapter("qwen2_vl").boxes("(10, 20), (30.5, 40)", (1000, 1000)) == [(10, 20, 30.5, 40)]  # defect 118
+    assert adapter("qwen2_vl").boxes("(10, 20), (30.5, 40)", (1000, 1000)) == [(10, 20, 30.5, 40)]
     assert adapter("qwen2vl_rs_r1").boxes("<think>[9, 9, 99, 99]</think> [10, 20, 30, 40]", (1000, 1000)) == [
         (10, 20, 30, 40)
     ]
-    assert adapter("qwen2vl_rs_r1").boxes("no tag at all", (9, 9)) == []  # defect 79
+    assert adapter("qwen2vl_rs_r1").boxes("no tag at all", (9, 9)) == []
 
 
 def test_a_family_is_found_by_the_configuration_then_by_the_name(tmp_path):
