@@ -6,14 +6,15 @@ Nothing of Pillow's global state is changed, so any number of threads may open i
 import hashlib
 import re
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from src.errors import RecordError
 
@@ -69,16 +70,38 @@ def open_image(source: ImageSource, root: Path | None = None, limits: ImageLimit
     return _decode(_identify(content, name, limits), name, limits)
 
 
+def image_size(source: ImageSource, root: Path | None = None, limits: ImageLimits | None = None) -> tuple[int, int]:
+    """Width and height in pixels, as the header says; no pixel is decoded.
+
+    Arguments and errors are those of ``open_image``, other than for damage behind the header.
+    """
+    limits = limits or ImageLimits()
+    source = _unwrap(source)
+    name = _short(source) if isinstance(source, str | Path) else "image"
+    if isinstance(source, str | Path):
+        with _reading(locate_image(source, root), name, limits) as file:
+            size = _identified(file, name).size
+    else:
+        size = (source if isinstance(source, Image.Image) else _identify(source, name, limits)).size
+    _check_size(size, name, limits)
+    return size
+
+
 def encoded_image(
     source: ImageSource,
     root: Path | None = None,
     limits: ImageLimits | None = None,
     formats: Collection[str] = FORMATS,
+    plain: bool = False,
 ) -> tuple[bytes, str]:
     """The bytes of an image as they are stored, and which of ``FORMATS`` they are, after decoding them once.
 
-    Arguments and errors are those of ``open_image``. A Pillow image, or one whose format is not among ``formats``,
-    becomes a PNG of what ``open_image`` gives.
+    Other arguments and errors are those of ``open_image``.
+
+    Args:
+        formats: an image that has none of these, and a Pillow image, becomes a PNG of what ``open_image`` gives.
+        plain: so does one that other programs may show otherwise: with alpha, another depth than 8 bits, grey or a
+            palette, a profile of colours, an orientation, or several pictures.
     """
     limits = limits or ImageLimits()
     source = _unwrap(source)
@@ -87,14 +110,26 @@ def encoded_image(
     content, name = _content(source, root, limits)
     image = _identify(content, name, limits)
     kind = "JPEG" if image.format == "MPO" else str(image.format)  # a JPEG with further pictures behind it
+    fine = kind in formats and not (plain and _ambiguous(image, content))
     decoded = _decode(image, name, limits)
-    return (content, kind) if kind in formats else (png_of(decoded), "PNG")
+    return (content, kind) if fine else (png_of(decoded), "PNG")
+
+
+def _ambiguous(image: Image.Image, content: bytes) -> bool:
+    """Whether programs may differ on what it shows, as its header says."""
+    told = {"icc_profile", "transparency", "gamma", "chromaticity"} & set(image.info)
+    deep = image.format == "PNG" and content[24] != 8  # Pillow takes the upper half of 16 bits and still says RGB
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # as broken as any part of a file
+        turned = True
+    return bool(image.mode != "RGB" or told or deep or turned or getattr(image, "n_frames", 1) > 1)
 
 
 def png_of(image: Image.Image) -> bytes:
-    """The image as a PNG file, without loss."""
+    """The pixels of the image as a PNG file, and nothing of what its own file said about them."""
     stream = BytesIO()
-    image.save(stream, "PNG")
+    image.save(stream, "PNG", transparency=None, icc_profile=None, exif=None)
     return stream.getvalue()
 
 
@@ -164,13 +199,20 @@ def _content(source: str | Path | bytes, root: Path | None, limits: ImageLimits)
 
 
 def _read(path: Path, name: str, limits: ImageLimits) -> bytes:
+    with _reading(path, name, limits) as file:
+        return file.read()
+
+
+@contextmanager
+def _reading(path: Path, name: str, limits: ImageLimits) -> Iterator[BinaryIO]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
             raise RecordError("unreadable_image", f"{name} is not a file")
         if status.st_size > limits.max_bytes:
             raise RecordError("image_too_large", f"{name} has {status.st_size} bytes; limit {limits.max_bytes}")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError("missing_image", f"{name} does not exist") from error
     except OSError as error:
@@ -184,14 +226,26 @@ def _identify(content: bytes, name: str, limits: ImageLimits) -> Image.Image:
         raise RecordError("empty_image", f"{name} is empty")
     if len(content) > limits.max_bytes:
         raise RecordError("image_too_large", f"{name} has {len(content)} bytes; limit {limits.max_bytes}")
+    return _identified(BytesIO(content), name)
+
+
+def _identified(file: BinaryIO, name: str) -> Image.Image:
     try:
-        return Image.open(BytesIO(content), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except Exception as error:  # decoders of broken files raise nearly anything
         raise _decoding_error(error, name) from error
 
 
 def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
-    width, height = image.size
+    _check_size(image.size, name, limits)
+    try:
+        return _to_rgb(image)
+    except Exception as error:
+        raise _decoding_error(error, name) from error
+
+
+def _check_size(size: tuple[int, int], name: str, limits: ImageLimits) -> None:
+    width, height = size
     if width * height > limits.max_pixels:
         raise RecordError("image_too_large", f"{name} has {width} x {height} pixels; limit {limits.max_pixels} in all")
     if min(width, height) < limits.min_side:
@@ -201,10 +255,6 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> Image.Image:
             "bad_aspect_ratio",
             f"{name} has {width} x {height} pixels; one side may be {limits.max_aspect_ratio:g} times the other",
         )
-    try:
-        return _to_rgb(image)
-    except Exception as error:
-        raise _decoding_error(error, name) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

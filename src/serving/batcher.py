@@ -21,13 +21,15 @@ import torch
 
 from src.curation.batching import encode_images, score_rows
 from src.curation.scorer import Scorer
-from src.dataset.images import ImageLimits, image_key
+from src.dataset.images import ImageLimits, image_key, image_size
 from src.errors import RecordError
 from src.serving.config import LimitsConfig, QueueConfig
 from src.serving.image_cache import ImageCache, Shown
 from src.serving.schemas import RefusedError, image_bytes
 
 T = TypeVar("T")
+DECODED = 12  # bytes a pixel while an image is decoded: Pillow's four, once more for its copy, and three of a tensor
+PATCH = 4 * 3 * 2 * 14 * 14  # bytes of a patch of the prepared pixels
 logger = logging.getLogger(__name__)
 
 
@@ -72,11 +74,40 @@ class Room:
     def __init__(self, size: int):
         self.size, self.used = size, 0
 
+
+class Share:
+    """What one request holds of the room, to be given back with :meth:`resize`; of one event loop."""
+
+    def __init__(self, room: Room):
+        self.room, self.held = room, 0
+
     def take(self, size: int) -> None:
-        """Raises RefusedError, 503, if there is no room for them."""
-        if self.used + size > self.size:
+        """Raises RefusedError: 413 if the room is too small for this request alone, 503 if it is too full."""
+        if self.held + size > self.room.size:
+            raise RefusedError(413, "request_too_large", "its images take more memory than queue.max_bytes allows")
+        if self.room.used + size > self.room.size:
             raise RefusedError(503, "overloaded", "the requests under way fill the server's memory", retry_after=1)
-        self.used += size
+        self.resize(self.held + size)
+
+    def resize(self, size: int) -> None:
+        """Hold so much, which must be no more than was taken."""
+        self.room.used += size - self.held
+        self.held = size
+
+
+@dataclass
+class Sent:
+    """An image of a request, before it is decoded.
+
+    Attributes:
+        decoding, prepared: bytes that it takes while it is decoded, and after; none if it is known already.
+    """
+
+    name: str
+    key: str
+    content: bytes
+    decoding: int = 0
+    prepared: int = 0
 
 
 class Batcher:
@@ -101,24 +132,28 @@ class Batcher:
         self._loop = asyncio.create_task(self._run())
 
     async def score(
-        self, images: Sequence[str], question: str, texts: Sequence[str], names: Names, take: Callable[[int], None]
+        self, images: Sequence[str], question: str, texts: Sequence[str], names: Names, share: Share
     ) -> list[float]:
         """One score per text.
 
         Args:
-            images: in base64.
-            take: is told the bytes that the request's images take, and may refuse them.
+            images: in base64. They are measured by their headers, and decoded once there is memory for them.
+            share: of the memory, for what the images take.
 
         Raises:
-            RefusedError: 400 for an image, 422 for a text, 429 with a full queue, 500 if the model fails.
+            RefusedError: 400 for an image, 422 for a text or for a score that is no number, 429 with a full queue,
+                500 if the model fails, or as :meth:`Share.take`.
         """
         if self.pending + len(texts) > self.queue.max_pairs:
             busy = f"{self.pending} pairs wait already; the limit is {self.queue.max_pairs}"
             raise RefusedError(429, "overloaded", busy, self.patience())
         self.pending += len(texts)
         try:
-            ticket = await self.in_thread(partial(self._prepare, images, question, texts, names))
-            take(ticket.fresh)
+            sent = await self.in_thread(partial(self._measure, images, names))
+            before = share.held
+            share.take(_most(sent))
+            ticket = await self.in_thread(partial(self._prepare, sent, question, texts, names))
+            share.resize(min(share.held, before + ticket.fresh))
             ticket.since = time.monotonic()
             ticket.answer = asyncio.get_running_loop().create_future()
             self._waiting.append(ticket)
@@ -144,15 +179,30 @@ class Batcher:
         self._decoders.shutdown(cancel_futures=True)
         self._model.shutdown()
 
-    def _prepare(self, images: Sequence[str], question: str, texts: Sequence[str], names: Names) -> Ticket:
-        encoder, shown, fresh = self._encoder, [], 0
+    def _measure(self, images: Sequence[str], names: Names) -> list[Sent]:
+        """Raises RefusedError, 400, for what is no image or too large, as its header says."""
+        sent: list[Sent] = []
         for name, text in zip(names.images, images, strict=True):
             try:
                 content = image_bytes(text)
-                image, size = self.cache.get(image_key(content), partial(encoder.image, content))
+                image = Sent(name, image_key(content), content)
+                if image.key not in self.cache and image.key not in {other.key for other in sent}:
+                    width, height = image_size(content, None, self._encoder.limits)
+                    patches = self._encoder.processor.image_processor.get_number_of_image_patches(height, width)
+                    image.decoding, image.prepared = width * height * DECODED, patches * PATCH
+                sent.append(image)
             except RecordError as error:
                 raise RefusedError(400, error.kind, f"{name}: {error}") from None
-            shown.append(image)
+        return sent
+
+    def _prepare(self, sent: Sequence[Sent], question: str, texts: Sequence[str], names: Names) -> Ticket:
+        encoder, shown, fresh = self._encoder, [], 0
+        for image in sent:
+            try:
+                made, size = self.cache.get(image.key, partial(encoder.image, image.content))
+            except RecordError as error:
+                raise RefusedError(400, error.kind, f"{image.name}: {error}") from None
+            shown.append(made)
             fresh += size
         encoded = [image.encoded for image in shown]
         prompts = []
@@ -266,5 +316,11 @@ class Batcher:
     def _finite(ticket: Ticket, scores: list[float]) -> list[float] | RefusedError:
         for name, score in zip(ticket.names.texts, scores, strict=True):
             if not math.isfinite(score):
-                return RefusedError(500, "not_finite", f"{name}: the model's score is {score}; try another dtype")
+                return RefusedError(422, "not_finite", f"{name}: the model's score is {score}; try another dtype")
         return scores
+
+
+def _most(sent: Sequence[Sent]) -> int:
+    """Bytes that images take at most while they are decoded one after the other, each prepared from a copy."""
+    working = max((image.decoding + image.prepared for image in sent), default=0)
+    return working + sum(len(image.content) + image.prepared for image in sent)

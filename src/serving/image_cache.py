@@ -43,6 +43,11 @@ class ImageCache:
         self._coming: dict[str, Future[Shown]] = {}
         self._lock = threading.Lock()
 
+    def __contains__(self, key: str) -> bool:
+        """Whether it is there, or is being made."""
+        with self._lock:
+            return key in self._kept or key in self._coming
+
     def get(self, key: str, make: Callable[[], EncodedImage]) -> tuple[Shown, int]:
         """The image of this content, and the bytes that it takes anew: none if it was there, or is being made.
 
@@ -71,8 +76,9 @@ class ImageCache:
         size = shown.encoded.pixel_values.nbytes
         with self._lock:
             del self._coming[key]
-            self._kept[key] = shown, size
-            self.used += size
+            if size <= self.room:  # one that is larger would only drive out all others
+                self._kept[key] = shown, size
+                self.used += size
             while self.used > self.room:
                 self.used -= self._kept.popitem(last=False)[1][1]
         coming.set_result(shown)

@@ -14,12 +14,13 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 
 from src.config import exit_on_job_error
 from src.curation.scorer import Scorer
 from src.serving.batcher import Names
 from src.serving.config import ServerConfig, config_from_environment
+from src.serving.docs import docs_page
 from src.serving.schemas import (
     CompletionScore,
     Refusal,
@@ -41,7 +42,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": Refusal, "description": "The body came too slowly."},
     413: {"model": Refusal, "description": "The body is too large."},
     415: {"model": Refusal, "description": "The body is not said to be JSON."},
-    422: {"model": Refusal, "description": "The request or a text of it cannot be used."},
+    422: {"model": Refusal, "description": "The request or a text of it cannot be used, or its score is no number."},
     429: {"model": Refusal, "description": "The queue is full; see Retry-After."},
     500: {"model": Refusal, "description": "The model failed."},
     503: {"model": Refusal, "description": "No model yet, no memory, or no answer in time; see Retry-After."},
@@ -67,7 +68,14 @@ def create_app(config: ServerConfig | None = None, load: Callable[[], Scorer] | 
         async with service.running():
             yield
 
-    app = FastAPI(title="ScoreRS reward server", description=__doc__ or "", version="1", lifespan=lifespan)
+    app = FastAPI(
+        title="ScoreRS reward server",
+        description=__doc__ or "",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_middleware(Timed, requests=service.requests)
     app.add_exception_handler(RefusedError, refuse)
     app.add_exception_handler(404, refuse)
@@ -112,6 +120,10 @@ def create_app(config: ServerConfig | None = None, load: Callable[[], Scorer] | 
         """Counters for Prometheus."""
         text = "\n".join([*service.metrics(), ""])
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
 
     return app
 

@@ -14,8 +14,8 @@ from fastapi import Request
 
 from src.curation.scorer import Scorer
 from src.errors import JobError
-from src.serving.batcher import Batcher, Names, Room
-from src.serving.config import LimitsConfig, ServerConfig
+from src.serving.batcher import Batcher, Names, Room, Share
+from src.serving.config import LimitsConfig, ServerConfig, is_address, is_loopback
 from src.serving.metrics import Requests, value
 from src.serving.schemas import RefusedError, Schema, parse
 
@@ -37,6 +37,7 @@ class Service:
         self.room = Room(config.queue.max_bytes)
         self.batcher: Batcher | None = None
         self.failure: str | None = None
+        self.warned = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -92,31 +93,24 @@ class Service:
             RefusedError: 401, 415 not said to be JSON, 503 no model or out of time, 422, or as :meth:`read`.
         """
         self.check_key(request.headers.get("authorization", ""))
+        self._warn_of_strangers(request)
         # What a form on some web page may send unasked is refused: a page has to ask first for sending JSON.
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise RefusedError(415, "not_json", "the header Content-Type: application/json is missing")
         batcher = self.ready()
-        held = 0
-
-        def take(size: int) -> None:
-            nonlocal held
-            if held + size > self.room.size:
-                raise RefusedError(413, "request_too_large", "its images take more memory than queue.max_bytes allows")
-            self.room.take(size)
-            held += size
-
+        share = Share(self.room)
         try:
-            body = await self.read(request, take)
+            body = await self.read(request, share)
             small = len(body) <= SMALL_BODY
             async with asyncio.timeout(self.config.queue.request_seconds):
                 asked = parse(schema, body) if small else await batcher.in_thread(partial(parse, schema, body))
                 del body
-                yield Intake(asked, self.config.limits, batcher, take)
+                yield Intake(asked, self.config.limits, batcher, share)
         except TimeoutError:
             late = f"no score within {self.config.queue.request_seconds:g} seconds"
             raise RefusedError(503, "timed_out", late, batcher.patience()) from None
         finally:
-            self.room.used -= held
+            share.resize(0)
 
     def check_key(self, authorization: str) -> None:
         if self.config.api_key is None:
@@ -126,7 +120,14 @@ class Service:
         if scheme.lower() != "bearer" or not right:
             raise RefusedError(401, "unauthorized", "the header Authorization: Bearer KEY is missing or wrong")
 
-    async def read(self, request: Request, take: Callable[[int], None]) -> bytes:
+    def _warn_of_strangers(self, request: Request) -> None:
+        """Say once that others get scores without a key; under uvicorn only a request tells where it was reached."""
+        host = (request.scope.get("server") or ("localhost",))[0]
+        if self.config.api_key is None and not self.warned and is_address(host) and not is_loopback(host):
+            self.warned = True
+            logger.warning("no api_key: whoever reaches %s gets scores; set REWARD_SERVER_API_KEY", host)
+
+    async def read(self, request: Request, share: Share) -> bytes:
         """The body, no byte more of it than the limit.
 
         Raises:
@@ -148,7 +149,7 @@ class Service:
                     chunk, more = message.get("body", b""), message.get("more_body", False)
                     if len(body) + len(chunk) > limits.max_body_bytes:
                         raise too_long
-                    take(len(chunk))
+                    share.take(len(chunk))
                     body += chunk
         except TimeoutError:
             late = f"the body did not arrive within {limits.body_seconds:g} seconds"
@@ -175,8 +176,8 @@ class Service:
 class Intake(Generic[Schema]):
     """A request that was let in."""
 
-    def __init__(self, asked: Schema, limits: LimitsConfig, batcher: Batcher, take: Callable[[int], None]):
-        self.asked, self._limits, self._batcher, self._take = asked, limits, batcher, take
+    def __init__(self, asked: Schema, limits: LimitsConfig, batcher: Batcher, share: Share):
+        self.asked, self._limits, self._batcher, self._share = asked, limits, batcher, share
 
     async def score(self, images: Sequence[str], question: str, texts: Sequence[str], names: Names) -> list[float]:
         """One score per text.
@@ -193,4 +194,4 @@ class Intake(Generic[Schema]):
             if len(text) > limits.max_text_chars:
                 size = f"{name} has {len(text)} characters; the limit is {limits.max_text_chars}"
                 raise RefusedError(422, "text_too_long", size)
-        return await self._batcher.score(images, question, texts, names, self._take)
+        return await self._batcher.score(images, question, texts, names, self._share)

@@ -3,8 +3,11 @@
 import asyncio
 import base64
 import json
+import signal
 import subprocess
 import sys
+import threading
+import time
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -40,20 +43,20 @@ def served(monkeypatch):
             return httpx.Response(200, json=answer)
 
         transport = httpx.MockTransport(handle)
-        monkeypatch.setattr("src.serving.client.httpx.Client", partial(httpx.Client, transport=transport))
         monkeypatch.setattr("src.serving.client.httpx.AsyncClient", partial(httpx.AsyncClient, transport=transport))
         return got
 
     return serve
 
 
-def score(kind: str, *args, method: str = "score", **options):
+def score(kind: str, *args, method: str = "score", patient: bool = False, **options):
+    options["retry"] = Retry() if patient else QUICK
     if kind == "plain":
-        with RewardClient(retry=QUICK, **options) as client:
+        with RewardClient(**options) as client:
             return getattr(client, method)(*args)
 
     async def run():
-        async with AsyncRewardClient(retry=QUICK, **options) as client:
+        async with AsyncRewardClient(**options) as client:
             return await getattr(client, method)(*args)
 
     return asyncio.run(run())
@@ -161,6 +164,65 @@ def test_many_requests_in_their_order_with_errors_in_their_place(served, kind):
     assert isinstance(some[1], RecordError)
     with pytest.raises(RecordError):
         score(kind, [*asked, Asked([], "", ["bad"])], method="score_many")
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    """A server that takes requests and never answers; how many it has, and how many were given up."""
+    counts = {"asked": 0, "left": 0}
+
+    async def handle(_: httpx.Request) -> httpx.Response:
+        counts["asked"] += 1
+        try:
+            await asyncio.sleep(60)
+        finally:
+            counts["left"] += 1
+        raise AssertionError
+
+    transport = httpx.MockTransport(handle)
+    monkeypatch.setattr("src.serving.client.httpx.AsyncClient", partial(httpx.AsyncClient, transport=transport))
+    return counts
+
+
+@both
+def test_a_call_ends_at_its_deadline_with_all_its_tries(silent, kind):
+    began = time.monotonic()
+    reason = r"within 0\.2 s, 3 tries; the last: ReadTimeout: no answer within 0\.0"
+    with pytest.raises(JobError, match=reason):
+        score(kind, [], "", ["a", "b"], timeout=0.09, deadline=0.2)
+    assert time.monotonic() - began < 1
+    assert silent["asked"] == silent["left"] > 2
+
+
+@both
+def test_no_wait_goes_beyond_the_deadline(served, kind):
+    got = served(failing(503, **{"Retry-After": "7"}))
+    with pytest.raises(JobError, match="within 5 s, 1 tries; the last: 503 overloaded: too much"):
+        score(kind, [], "", ["a", "b"], deadline=5.0, patient=True)
+    assert len(got) == 1
+
+
+def test_a_keyboard_interrupt_ends_many_requests_at_once(silent):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    main = threading.main_thread().ident
+    assert main == threading.get_ident()
+
+    def interrupt() -> None:
+        while silent["asked"] < 8:
+            time.sleep(0.005)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    began = time.monotonic()
+    try:
+        thread.start()
+        with RewardClient(connections=8) as client, pytest.raises(KeyboardInterrupt):
+            client.score_many([Asked([], "", ["a"])] * 20)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - began < 2
+    assert silent == {"asked": 8, "left": 8}
 
 
 def test_waits_grow_differ_and_honour_the_server():

@@ -194,6 +194,47 @@ def test_no_more_of_a_body_is_read_than_the_limit(tiny_scorer, declared):
     assert sum(sent) <= (0 if declared else 21_000)
 
 
+def test_images_are_measured_before_they_are_decoded(tiny_scorer, monkeypatch):
+    monkeypatch.setattr(PairEncoder, "image", lambda *_: pytest.fail("it is too large to be decoded"))
+    body = {"images": [png(2000, 2000 - k) for k in range(3)], "texts": ["a"]}
+
+    async def run(http):
+        return await http.post("/v1/score", json=body), (await http.get("/metrics")).text
+
+    answer, metrics = ask(run, tiny_scorer, queue=QueueConfig(max_bytes=2**25))
+    assert refused(answer) == (413, "request_too_large")
+    assert "scorers_held_bytes 0" in metrics
+
+
+def test_memory_is_held_for_what_an_image_takes_while_it_is_decoded_and_after(tiny_scorer, monkeypatch):
+    held, rooms, original, score_rows = [], [], PairEncoder.image, batching.score_rows
+    made = batcher_module.Room.__init__
+    monkeypatch.setattr(batcher_module.Room, "__init__", lambda room, size: rooms.append(room) or made(room, size))
+
+    def noted(self, source):
+        held.append(rooms[-1].used)
+        return original(self, source)
+
+    def scored(*args):
+        held.append(rooms[-1].used)
+        return score_rows(*args)
+
+    monkeypatch.setattr(PairEncoder, "image", noted)
+    monkeypatch.setattr(batcher_module, "score_rows", scored)
+    body = {"images": [png(640, 480)], "texts": ["a"]}
+
+    async def run(http):
+        return [(await http.post("/v1/score", json=body)).status_code for _ in range(2)]
+
+    assert ask(run, tiny_scorer) == [200, 200]
+    decoding, first, again = held
+    prepared = original(tiny_scorer.encoder, base64.b64decode(body["images"][0])).pixel_values.nbytes
+    sent = len(json.dumps(body, separators=(",", ":")))
+    assert decoding >= 640 * 480 * 11 + 2 * prepared
+    assert first == sent + prepared
+    assert again == sent, "it is known, and takes nothing more"
+
+
 class Slow:
     """A model that takes its time, or fails where it is told to."""
 
@@ -234,7 +275,7 @@ def test_requests_beyond_the_memory_are_put_off(tiny_scorer, monkeypatch):
         return some, await http.post("/v1/score", json=bodies[0]), held, await http.post("/v1/score", json=large)
 
     large = {**GOOD, "images": [png(150 + k, 100) for k in range(8)]}
-    room = QueueConfig(max_bytes=700_000)  # an image of this size is 301 kB of prepared pixels
+    room = QueueConfig(max_bytes=800_000)  # an image of this size is 301 kB of prepared pixels, and 722 kB on the way
     some, later, metrics, large = ask(run, tiny_scorer, LimitsConfig(max_body_bytes=30_000), room)
     statuses = [response.status_code for response in some]
     assert set(statuses) <= {200, 503}
@@ -330,7 +371,7 @@ def test_a_score_that_is_no_number_is_an_error(tiny_scorer, monkeypatch):
         return await http.post("/v1/score", json=GOOD)
 
     response = ask(run, tiny_scorer)
-    assert refused(response) == (500, "not_finite")
+    assert refused(response) == (422, "not_finite"), "asked again it would be the same"
     assert response.json()["message"].startswith("texts.1: ")
 
 
@@ -414,6 +455,42 @@ def test_other_routes_answer_in_the_same_form_and_the_docs_tell_of_all(tiny_scor
     assert all(line.fullmatch(text) for text in metrics.text.splitlines())
     assert 'scorers_requests_total{route="/v1/score",status="200"} 1' in metrics.text
     assert 'scorers_request_seconds_bucket{route="/v1/score",le="+Inf"} 2' in metrics.text
+
+
+def test_the_docs_need_no_network(tiny_scorer):
+    async def run(http):
+        return [await http.get(path) for path in ("/docs", "/redoc")]
+
+    docs, redoc = ask(run, tiny_scorer)
+    assert docs.headers["content-type"].startswith("text/html")
+    for said in ("/v1/rewards", "/v1/score", "/health", "/ready", "/metrics", "completion1", "problem_description",
+                 "list of string", "The queue is full", "Score two completions"):  # fmt: skip
+        assert said in docs.text
+    assert not re.findall(r"//|<script|\bsrc=|@import|url\(", docs.text)
+    assert refused(redoc) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("address", "key", "warnings"), [("10.1.2.3", None, 1), ("10.1.2.3", "s", 0), ("127.0.0.1", None, 0)]
+)
+def test_a_server_without_a_key_that_others_reach_says_so_once(tiny_scorer, caplog, address, key, warnings):
+    async def run(http):
+        http.headers["Authorization"] = "Bearer s"
+        return [await http.post(f"http://{address}:8000/v1/score", json={"texts": ["a"]}) for _ in range(2)]
+
+    assert [answer.status_code for answer in ask(run, tiny_scorer, api_key=key)] == [200, 200]
+    assert [f"whoever reaches {address} gets scores" in text for text in caplog.messages].count(True) == warnings
+
+
+def test_an_image_larger_than_the_cache_drives_nothing_out(tiny_scorer):
+    small = tiny_scorer.encoder.image(IMAGES["tanks"])
+    large = tiny_scorer.encoder.image(base64.b64decode(png(900, 900)))
+    cache = ImageCache(small.pixel_values.nbytes)
+    cache.get("small", lambda: small)
+    assert cache.get("large", lambda: large)[1] == large.pixel_values.nbytes > cache.room
+    assert "small" in cache
+    assert "large" not in cache
+    assert cache.used == cache.room
 
 
 def test_features_of_images_are_kept_instead_of_their_pixels(tiny_scorer):

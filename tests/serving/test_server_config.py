@@ -2,8 +2,9 @@
 
 import pytest
 
+from python_script.serve_reward import uvicorn_config
 from src.errors import JobError
-from src.serving.config import ServerConfig, config_from_environment
+from src.serving.config import ServerConfig, config_from_environment, is_loopback
 
 
 def test_variables_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
@@ -39,3 +40,26 @@ def test_variables_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
 def test_what_is_wrong_is_named(name, value, said):
     with pytest.raises(JobError, match=said):
         config_from_environment({f"REWARD_SERVER_{name}": value})
+
+
+@pytest.mark.parametrize(
+    "key", ["0123", "1e5", "null", "~", "'quoted'", '"', "[a]", "a #b", "${host}", "\\${x}", " a: b"]
+)
+def test_the_key_is_taken_as_it_is(key):
+    assert config_from_environment({"REWARD_SERVER_API_KEY": key}).api_key == key
+    assert config_from_environment({"REWARD_SERVER_MODEL_PATH": key}).model.path == key
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
+                        ("10.0.0.7", False), ("box", False)]
+)  # fmt: skip
+def test_others_get_in_with_a_key_alone(host, alone):
+    assert is_loopback(host) == alone
+    if alone:
+        uvicorn_config(ServerConfig(host=host))
+    else:
+        with pytest.raises(JobError, match=f"host={host} lets others in: set an api_key"):
+            uvicorn_config(ServerConfig(host=host))
+    made = uvicorn_config(ServerConfig(host=host, api_key="s3cret", connections=7))
+    assert (made.host, made.limit_concurrency) == (host, 7)

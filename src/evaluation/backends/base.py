@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
 from src.chat import Message, prompt_messages
 from src.dataset.ahead import ahead
-from src.dataset.images import ImageLimits, ImageSource, image_key, open_image
+from src.dataset.images import ImageLimits, ImageSource, image_key, image_size, open_image
 from src.errors import JobError, RecordError
 
 
@@ -62,9 +61,21 @@ class Sampling:
         """Texts that must be computed: one where all are the same."""
         return self.n if self.temperature else 1
 
-    def cut(self, text: str) -> str:
+    def cut(self, text: "Text") -> "Text":
         """The text before the first stop string."""
-        return text[: min((at for stop in self.stop if (at := text.find(stop)) >= 0), default=len(text))]
+        ends = [at for stop in self.stop if (at := text.text.find(stop)) >= 0]
+        return Text(text.text[: min(ends)], "stop") if ends else text
+
+
+Finish = Literal["stop", "length"]
+"""How a text ended: by itself or at a stop string; or cut at its greatest length."""
+
+
+class Text(NamedTuple):
+    """One text of a model."""
+
+    text: str
+    finish: Finish
 
 
 @dataclass(frozen=True)
@@ -92,9 +103,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Generation:
-    """What became of a request: its n texts, or none and the error that kept it from them."""
+    """What became of a request: its n texts and how each ended, or none and the error that kept it from them."""
 
     texts: list[str] = field(default_factory=list)
+    finish: list[Finish] = field(default_factory=list)
     error: RecordError | None = None
 
 
@@ -106,6 +118,7 @@ class Options:
         image_root: folder that image paths are relative to and must stay inside.
         limits: what an image may measure.
         window: requests that are read and answered together; as many again wait decoded.
+        window_pixels: most pixels of the images of a window, three bytes each; fewer requests then make one.
         workers: threads that decode images; 0 means one per core, at most 8.
         progress: show a bar.
     """
@@ -113,6 +126,7 @@ class Options:
     image_root: Path | str | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     window: int = 256
+    window_pixels: int = 2**27
     workers: int = 0
     progress: bool = True
 
@@ -161,8 +175,12 @@ class Prompt:
         return int.from_bytes(hashlib.blake2b(told, digest_size=4).digest(), "big") >> 1
 
 
-Answer = list[str] | RecordError
+Answer = list[Text] | RecordError
 """The ``draws`` texts of a prompt, or why there are none."""
+
+
+Keyed = tuple[Request, tuple[str, ...] | RecordError]
+"""A request with the keys of its images, or why they have none."""
 
 
 class Backend(ABC):
@@ -198,8 +216,7 @@ class Backend(ABC):
         """
         default = sampling or Sampling()
         total = len(requests) if isinstance(requests, Sized) else None
-        source = iter(requests)
-        windows = iter(lambda: list(islice(source, self.options.window)), [])
+        windows = self._windows(requests)
         workers = self.options.workers or min(8, os.cpu_count() or 1)
         with (
             ThreadPoolExecutor(workers, thread_name_prefix="decode") as decoders,
@@ -219,8 +236,8 @@ class Backend(ABC):
                     if isinstance(answer, RecordError):
                         yield Generation(error=_named(answer, prompt.name))
                     else:
-                        texts = [prompt.sampling.cut(text) for text in answer]
-                        yield Generation(texts * (prompt.sampling.n // len(texts)))
+                        texts = [prompt.sampling.cut(text) for text in answer] * (prompt.sampling.n // len(answer))
+                        yield Generation([text.text for text in texts], [text.finish for text in texts])
 
     @abstractmethod
     def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:
@@ -235,60 +252,63 @@ class Backend(ABC):
         root = self.options.image_root
         return open_image(source, Path(root) if root is not None else None, self.options.limits)
 
-    def _read(
-        self, window: Sequence[Request], default: Sampling, decoders: ThreadPoolExecutor
-    ) -> list[Prompt | RecordError]:
+    def _windows(self, requests: Iterable[Request]) -> Iterator[list[Keyed]]:
+        """Requests in windows, images by their headers: one request at least, and no more than fit the options."""
         root = Path(self.options.image_root) if self.options.image_root is not None else None
+        window: list[Keyed] = []
+        pixels: dict[str, int] = {}
+        for request in requests:
+            keyed = _keyed(request, root)
+            shown = {} if isinstance(keyed[1], RecordError) else dict(zip(keyed[1], request.sources, strict=True))
+            sizes = {key: self._pixels(source, root) for key, source in shown.items() if key not in pixels}
+            if window and sum(pixels.values()) + sum(sizes.values()) > self.options.window_pixels:
+                yield window
+                window, pixels = [], {}
+                sizes = {key: self._pixels(source, root) for key, source in shown.items()}
+            window.append(keyed)
+            pixels |= sizes
+            if len(window) == self.options.window:
+                yield window
+                window, pixels = [], {}
+        if window:
+            yield window
+
+    def _pixels(self, source: ImageSource, root: Path | None) -> int:
+        try:
+            width, height = image_size(source, root, self.options.limits)
+        except RecordError:  # its request tells
+            return 0
+        return width * height
+
+    def _read(
+        self, window: Sequence[Keyed], default: Sampling, decoders: ThreadPoolExecutor
+    ) -> list[Prompt | RecordError]:
         opening: dict[str, Future[Any]] = {}
-        keys: list[tuple[str, ...] | RecordError] = []
-        for request in window:
-            try:
-                found = tuple(image_key(source, root) for source in request.sources)
-            except RecordError as error:
-                keys.append(error)
+        for request, keys in window:
+            if isinstance(keys, RecordError):
                 continue
-            keys.append(found)
-            for key, source in zip(found, request.sources, strict=True):
+            for key, source in zip(keys, request.sources, strict=True):
                 if key not in opening:
                     opening[key] = decoders.submit(self.open, source)
         read: list[Prompt | RecordError] = []
-        for request, names in zip(window, keys, strict=True):
+        for request, keys in window:
             try:
-                if isinstance(names, RecordError):
-                    raise names
-                images = [opening[key].result() for key in names]
+                if isinstance(keys, RecordError):
+                    raise keys
+                images = [opening[key].result() for key in keys]
                 messages = prompt_messages(request.turns, images)
-                read.append(Prompt(messages, images, names, request.sampling or default, request.name))
+                read.append(Prompt(messages, images, keys, request.sampling or default, request.name))
             except RecordError as error:
                 read.append(_named(error, request.name))
         return read
 
 
+def _keyed(request: Request, root: Path | None) -> Keyed:
+    try:
+        return request, tuple(image_key(source, root) for source in request.sources)
+    except RecordError as error:
+        return request, error
+
+
 def _named(error: RecordError, name: str) -> RecordError:
     return RecordError(error.kind, f"{name}: {error}") if name else error
-
-
-def singly(
-    prompts: Sequence[Prompt], call: Callable[[Sequence[Prompt]], list[Answer]], refused: type[Exception]
-) -> list[Answer]:
-    """Answer prompts together; if that is refused, one by one, so that only the prompts at fault become errors."""
-    try:
-        return call(prompts)
-    except refused as error:
-        if len(prompts) > 1:
-            return list(chain.from_iterable(singly([prompt], call, refused) for prompt in prompts))
-        return [error if isinstance(error, RecordError) else RecordError("refused", f"the model refuses it: {error}")]
-
-
-class EngineBackend(Backend):
-    """A back end whose engine gets a whole window and batches it itself."""
-
-    def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:
-        """See the base class."""
-        answers = singly(prompts, self.infer, ValueError) if prompts else []
-        done(len(prompts))
-        return answers
-
-    @abstractmethod
-    def infer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Texts of some prompts. Raises ValueError if one of them is refused."""

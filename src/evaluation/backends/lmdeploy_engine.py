@@ -12,7 +12,9 @@ from typing import Any
 
 from src.chat import Message
 from src.errors import JobError, RecordError
-from src.evaluation.backends.base import Answer, EngineBackend, Options, Prompt
+from src.evaluation.backends.base import Answer, Options, Prompt, Text
+from src.evaluation.backends.engine import EngineBackend
+from src.evaluation.backends.refusals import refusal
 from src.model.checkpoint import locate
 
 
@@ -102,10 +104,11 @@ class LmdeployBackend(EngineBackend):
         for prompt in prompts:
             own = list(islice(responses, prompt.sampling.draws))
             if failed := next((each for each in own if _failed(each)), None):
-                why = failed.error_message or failed.finish_reason
-                answers.append(RecordError("refused", f"the model refuses it: {why}"))
+                why = f"the model refuses it: {failed.error_message or failed.finish_reason}"
+                full = failed.finish_reason == "length"  # there is no room for a text
+                answers.append(RecordError("text_too_long", why) if full else refusal(why))
             else:
-                answers.append([each.text for each in own])
+                answers.append([Text(each.text, each.finish_reason) for each in own])
         return answers
 
 

@@ -1,11 +1,15 @@
 """Generation by a server that speaks the OpenAI chat completions interface: vLLM, SGLang, LMDeploy and others.
 
 Seeds: each text is asked for with a seed of its own; whether that makes it the same in any company is up to the server.
+A server that knows OpenAI's own keys alone, such as OpenAI's, wants the option ``own_keys_only``: the others are told
+to take no account of the checkpoint's sampling settings (with Qwen2-VL's they take the likeliest token each time).
 """
 
 import base64
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -17,12 +21,17 @@ import httpx
 from src.chat import Message
 from src.dataset.images import ImageSource, encoded_image
 from src.errors import JobError, RecordError
-from src.evaluation.backends.base import Answer, Backend, Options, Prompt
+from src.evaluation.backends.base import Answer, Backend, Options, Prompt, Text
+from src.evaluation.backends.refusals import refusal
 
 KEY = "OPENAI_API_KEY"
 _FORMATS = ("JPEG", "PNG", "WEBP")  # what servers are sure to decode; others are sent as PNG
 _MAY_PASS = {408, 409, 425, 429}  # and all from 500 on
 _REFUSES_ALL = {401, 403, 404, 405}
+_EXTENSIONS = ("top_k", "min_p", "repetition_penalty", "skip_special_tokens")  # keys of vLLM, SGLang and LMDeploy
+_BROKEN = {"abort", "content_filter", "error", "function_call", "tool_calls"}  # ends of what is no whole text
+_LISTING = 60.0  # seconds, at most, in which a server has to say what it serves
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +43,22 @@ class OpenAIOptions(Options):
         api_key: what the server wants as a key; None reads the environment variable ``OPENAI_API_KEY``. Never printed.
         concurrency: requests that the server has at a time.
         timeout: seconds that an answer may take.
+        deadline: seconds for a request with all that follow. If the server has answered no request at all meanwhile,
+            the job ends.
         retries: how often a request is sent again after a failure that may pass (no connection, time-out, 429, 5xx).
         backoff: seconds before the first of these, doubled each time, 60 at most; a server's Retry-After counts too.
+        own_keys_only: send no keys but OpenAI's own. The server must take no sampling settings from the checkpoint
+            then (``vllm serve --generation-config vllm``), or have none, as OpenAI's.
     """
 
     url: str = "http://127.0.0.1:8000/v1"
     api_key: str | None = field(default=None, repr=False)
     concurrency: int = 16
     timeout: float = 600.0
+    deadline: float = 1800.0
     retries: int = 4
     backoff: float = 1.0
+    own_keys_only: bool = False
 
 
 class OpenAIBackend(Backend):
@@ -62,6 +77,8 @@ class OpenAIBackend(Backend):
             limits=httpx.Limits(max_connections=options.concurrency),
         )
         self._stopped = threading.Event()
+        self._answered = 0.0  # when it last answered a request
+        self._all_tokens = 0  # what it calls a top_k of all tokens
         served = self._served()
         if not served and not model:
             raise JobError(f"{self.url} does not say what it serves: name the model")
@@ -70,9 +87,10 @@ class OpenAIBackend(Backend):
             raise JobError(f"{self.url} serves {', '.join(served)}, not {self.model}")
 
     def open(self, source: ImageSource) -> str:
-        """The image as a data URL."""
+        """The image as a data URL, which shows any server what :func:`src.dataset.images.open_image` shows."""
         root = self.options.image_root
-        content, kind = encoded_image(source, Path(root) if root is not None else None, self.options.limits, _FORMATS)
+        root = Path(root) if root is not None else None
+        content, kind = encoded_image(source, root, self.options.limits, _FORMATS, plain=True)
         return f"data:image/{kind.lower()};base64,{base64.b64encode(content).decode()}"
 
     def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:
@@ -96,12 +114,12 @@ class OpenAIBackend(Backend):
 
     def _ask(self, prompt: Prompt) -> Answer:
         """The texts of one prompt; a server that gives one text at a time is asked again for the others."""
-        texts: list[str] = []
+        texts: list[Text] = []
         try:
             while len(texts) < prompt.sampling.draws:
                 body = self.body(prompt, len(texts))
                 choices = self._send("POST", "/chat/completions", body)["choices"]
-                texts += [choice["message"]["content"] or "" for choice in choices][: body["n"]]
+                texts += [self._text(choice) for choice in choices][: body["n"]]
                 if not choices:
                     raise RecordError("server_error", f"{self.url} gave an answer without a text")
         except (KeyError, TypeError) as error:
@@ -109,6 +127,12 @@ class OpenAIBackend(Backend):
         except RecordError as error:
             return error
         return texts
+
+    def _text(self, choice: dict[str, Any]) -> Text:
+        text, end = choice["message"]["content"], choice.get("finish_reason")
+        if text is None or end in _BROKEN:
+            raise RecordError("no_text", f"{self.url} gave no whole text; its finish_reason is {end!r}")
+        return Text(text, "length" if end == "length" else "stop")
 
     def body(self, prompt: Prompt, first: int) -> dict[str, Any]:
         """What is sent to ask for the texts from number ``first`` on."""
@@ -125,40 +149,73 @@ class OpenAIBackend(Backend):
             body["seed"] = prompt.seed(first)
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        # Not OpenAI's, but known to vLLM, SGLang and LMDeploy; sent only when asked for.
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
-        if sampling.special_tokens:
-            body["skip_special_tokens"] = False
-        return body
+        if self.options.own_keys_only:
+            if sampling.top_k or sampling.special_tokens:
+                raise JobError("own_keys_only leaves no way to ask for top_k or special_tokens")
+            return body
+        return body | {
+            "top_k": sampling.top_k or self._all_tokens,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "skip_special_tokens": not sampling.special_tokens,
+        }
 
     def _served(self) -> list[str]:
+        """Names of the models; none if the server has no list of them.
+
+        Raises:
+            JobError: it does not answer.
+        """
         try:
-            return [model["id"] for model in self._send("GET", "/models")["data"]]
-        except (RecordError, KeyError, TypeError):
+            models = self._send("GET", "/models")["data"]
+            self._all_tokens = -1 if any(model.get("owned_by") == "sglang" for model in models) else 0
+            return [model["id"] for model in models]
+        except RecordError as error:
+            if error.kind == "refused":
+                return []
+            raise JobError(str(error)) from error
+        except (KeyError, TypeError, AttributeError):
             return []
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the JSON of the answer.
 
         Raises:
-            RecordError: ``refused`` (this request will not do), ``timeout``, ``server_error``.
-            JobError: no connection, or the server refuses everything.
+            RecordError: ``refused`` or ``text_too_long`` (this request will not do), ``timeout``, ``server_error``.
+            JobError: no connection, the server refuses everything, or it has answered nothing until the deadline.
         """
+        listing = body is None
+        began = time.monotonic()
+        until = began + (min(_LISTING, self.options.deadline) if listing else self.options.deadline)
         for attempt in range(self.options.retries + 1):
             try:
-                return self._send_once(method, path, body)
+                made = self._send_once(method, path, body, until)
             except _MayPassError as failure:
                 wait = min(60.0, max(failure.wait, self.options.backoff * 2**attempt))
-                if attempt == self.options.retries or self._stopped.wait(wait):
-                    raise failure.error from failure.__cause__
+                left = until - time.monotonic() - wait
+                if attempt < self.options.retries and left > 0:
+                    logger.warning("%s; try %d of %d in %.3g s", failure, attempt + 2, self.options.retries + 1, wait)
+                    if not self._stopped.wait(wait):
+                        continue
+                timed_out = isinstance(failure.error, RecordError) and failure.error.kind == "timeout"
+                if timed_out and not listing and self._answered < began:
+                    silent = (
+                        f"{failure}, nor any other request in {time.monotonic() - began:.3g} s: it hangs, or is slow"
+                    )
+                    raise JobError(f"{silent} (raise timeout and deadline)") from failure
+                raise failure.error from failure.__cause__
+            if not listing:
+                self._answered = time.monotonic()
+            return made
         raise AssertionError("the loop returns or raises")
 
-    def _send_once(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+    def _send_once(self, method: str, path: str, body: dict[str, Any] | None, until: float) -> Any:
+        seconds = max(0.001, min(self.options.timeout, until - time.monotonic()))
+        limits = httpx.Timeout(seconds, connect=min(30.0, seconds))
         try:
-            answer = self._client.request(method, self.url + path, json=body)
-        except httpx.ReadTimeout as error:
-            message = f"{self.url} did not answer within {self.options.timeout:g} s"
+            answer = self._receive(method, path, body, limits, time.monotonic() + seconds)
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
+            message = f"{self.url} did not answer within {seconds:.3g} s"
             raise _MayPassError(RecordError("timeout", message)) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise _MayPassError(JobError(f"cannot reach {self.url}: {error or type(error).__name__}")) from error
@@ -174,7 +231,22 @@ class OpenAIBackend(Backend):
         # A server may have no list of models, but then it has to know the model by the name given.
         if answer.status_code in _REFUSES_ALL and not (path == "/models" and answer.status_code in {404, 405}):
             raise JobError(failure)
-        raise RecordError("refused", failure)
+        unknown = next((key for key in _EXTENSIONS if key in (body or {}) and key in failure), None)
+        if unknown and answer.status_code in {400, 422}:
+            raise JobError(f"{failure} (if it knows OpenAI's keys alone, set the option own_keys_only=True)")
+        raise refusal(failure)
+
+    def _receive(
+        self, method: str, path: str, body: dict[str, Any] | None, limits: httpx.Timeout, until: float
+    ) -> httpx.Response:
+        """The whole answer. Raises httpx.ReadTimeout after ``until`` too, whatever trickles in."""
+        with self._client.stream(method, self.url + path, json=body, timeout=limits) as answer:
+            content = bytearray()
+            for chunk in answer.iter_bytes():
+                content += chunk
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("it goes on and on", request=answer.request)
+        return httpx.Response(answer.status_code, headers=_decoded(answer.headers), content=bytes(content))
 
 
 class _MayPassError(Exception):
@@ -183,6 +255,11 @@ class _MayPassError(Exception):
     def __init__(self, error: Exception, wait: float = 0.0):
         super().__init__(str(error))
         self.error, self.wait = error, wait
+
+
+def _decoded(headers: httpx.Headers) -> httpx.Headers:
+    """Those of a body that is no longer compressed."""
+    return httpx.Headers([pair for pair in headers.multi_items() if pair[0] != "content-encoding"])
 
 
 def _part(url: str) -> Message:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from src.evaluation.backends.base import Sampling
+from src.evaluation.backends.base import Finish, Sampling
 
 
 class RowSampler(LogitsProcessor):
@@ -66,11 +66,13 @@ class RowStops(StoppingCriteria):
 
     Attributes:
         lengths: tokens of each row's text, the ending token not counted; None while it goes on.
+        finish: how it ended.
     """
 
     def __init__(self, samplings: Sequence[Sampling], prompt: int, ends: Collection[int], decode: Callable[..., str]):
         self.samplings, self.prompt, self.ends, self.decode = samplings, prompt, set(ends), decode
         self.lengths: list[int | None] = [None] * len(samplings)
+        self.finish: list[Finish] = ["length"] * len(samplings)
         # A token is at least a byte of text, so that a stop string lies within so many of the last tokens.
         self.tails = [max((len(stop.encode()) for stop in sampling.stop), default=0) + 4 for sampling in samplings]
 
@@ -81,8 +83,10 @@ class RowStops(StoppingCriteria):
             if self.lengths[row] is not None:
                 continue
             if last[row] in self.ends:
-                self.lengths[row] = made - 1
-            elif made >= sampling.max_new_tokens or (sampling.stop and self._stopped(input_ids[row], row, made)):
+                self.lengths[row], self.finish[row] = made - 1, "stop"
+            elif sampling.stop and self._stopped(input_ids[row], row, made):
+                self.lengths[row], self.finish[row] = made, "stop"
+            elif made >= sampling.max_new_tokens:
                 self.lengths[row] = made
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 

@@ -19,7 +19,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 import src.model.vlm.lhrs  # noqa: F401  # registers it with transformers
 from src.chat import render
 from src.errors import JobError, RecordError
-from src.evaluation.backends.base import Answer, Backend, Options, Prompt, singly
+from src.evaluation.backends.base import Answer, Backend, Options, Prompt, Text
+from src.evaluation.backends.refusals import in_halves
 from src.evaluation.backends.sampler import RowSampler, RowStops
 from src.model.checkpoint import locate, usable_attention
 
@@ -130,7 +131,8 @@ class TransformersBackend(Backend):
     def _batch(
         self, prompts: Sequence[Prompt], batch: Sequence[int], done: Callable[[int], object]
     ) -> dict[int, Answer]:
-        made = singly([prompts[number] for number in batch], self._generate, ValueError)
+        refused = (ValueError, torch.OutOfMemoryError)
+        made = in_halves([prompts[number] for number in batch], self._generate, refused)
         done(len(batch))
         return dict(zip(batch, made, strict=True))
 
@@ -140,6 +142,7 @@ class TransformersBackend(Backend):
 
         Raises:
             ValueError: the processor or the model refuses one of the prompts.
+            torch.OutOfMemoryError: they do not fit the GPU together.
         """
         rows = [(number, draw) for number, prompt in enumerate(prompts) for draw in range(prompt.sampling.draws)]
         texts: list[Answer] = [[] for _ in prompts]
@@ -189,7 +192,7 @@ class TransformersBackend(Backend):
             "mm_encoder_outputs": {"image": output}
         }
 
-    def _decode(self, inputs: dict[str, Any], owner: list[int], rows: Sequence[tuple[Prompt, int]]) -> list[str]:
+    def _decode(self, inputs: dict[str, Any], owner: list[int], rows: Sequence[tuple[Prompt, int]]) -> list[Text]:
         """One text for each row.
 
         Args:
@@ -208,10 +211,11 @@ class TransformersBackend(Backend):
         ids = self.model.generate(
             **inputs, logits_processor=[sampler], stopping_criteria=[stops], max_new_tokens=longest, do_sample=False
         )
-        return [
-            decode(row[prompt_length:][:length].tolist(), skip_special_tokens=not sampling.special_tokens)
-            for row, length, sampling in zip(ids, stops.lengths, samplings, strict=True)
-        ]
+        texts = []
+        for row, sampling, length, finish in zip(ids, samplings, stops.lengths, stops.finish, strict=True):
+            text = decode(row[prompt_length:][:length].tolist(), skip_special_tokens=not sampling.special_tokens)
+            texts.append(Text(text, finish))
+        return texts
 
     def _repeated(self, inputs: dict[str, Any], owner: Tensor) -> dict[str, Any]:
         """Run the prompts once and repeat what the model remembers of them, a row for each entry of ``owner``."""

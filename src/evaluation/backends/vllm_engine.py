@@ -11,7 +11,8 @@ from typing import Any
 
 from src.chat import Message
 from src.errors import JobError
-from src.evaluation.backends.base import Answer, EngineBackend, Options, Prompt
+from src.evaluation.backends.base import Answer, Options, Prompt, Text
+from src.evaluation.backends.engine import EngineBackend
 from src.model.checkpoint import locate
 
 
@@ -97,7 +98,10 @@ class VllmBackend(EngineBackend):
             sampling_params=[self._parameters(**self.sampling_arguments(prompt)) for prompt in prompts],
             use_tqdm=False,
         )
-        return [[text.text for text in output.outputs] for output in outputs]
+        return [
+            [Text(text.text, "length" if text.finish_reason == "length" else "stop") for text in output.outputs]
+            for output in outputs
+        ]
 
 
 def _part(image: Any) -> Message:

@@ -3,7 +3,7 @@
 import base64
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,16 +27,22 @@ class Behaviour:
     Attributes:
         failures: answered instead of the next requests, one after the other.
         delay: seconds before an answer.
+        slow: more of them, by what is asked.
         most_choices: texts that it gives at a time.
         key: that it wants.
         lists_models: False answers 404 where models are listed.
+        owner: of the model in that list.
+        refuses: a key that it does not know.
     """
 
     failures: list[Any] = field(default_factory=list)
     delay: float = 0.0
+    slow: Callable[[dict[str, Any]], float] = lambda body: 0.0
     most_choices: int = 99
     key: str = ""
     lists_models: bool = True
+    owner: str = "vllm"
+    refuses: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     running: int = 0
@@ -56,7 +62,7 @@ def app(backend: Backend, behaviour: Behaviour) -> FastAPI:
     def models():
         if not behaviour.lists_models:
             return JSONResponse({"detail": "Not Found"}, 404)
-        return {"object": "list", "data": [{"id": NAME, "object": "model"}]}
+        return {"object": "list", "data": [{"id": NAME, "object": "model", "owned_by": behaviour.owner}]}
 
     @made.post("/v1/chat/completions")
     def complete(body: dict[str, Any]):
@@ -67,7 +73,9 @@ def app(backend: Backend, behaviour: Behaviour) -> FastAPI:
             behaviour.most_running = max(behaviour.most_running, behaviour.running)
             failure = behaviour.failures.pop(0) if behaviour.failures else None
         try:
-            time.sleep(behaviour.delay)
+            time.sleep(behaviour.delay + behaviour.slow(body))
+            if behaviour.refuses in body:
+                return fails(400, f"Unrecognized request argument supplied: {behaviour.refuses}")
             if failure is not None:
                 return failure
             with lock:
@@ -99,16 +107,21 @@ def answer(backend: Backend, body: dict[str, Any], most: int) -> Any:
         n=min(body["n"], most),
         temperature=body["temperature"],
         top_p=body["top_p"],
-        top_k=body.get("top_k", 0),
+        top_k=max(0, body.get("top_k", 1)),  # left out, the checkpoint's counts, and Qwen2-VL's is 1
         max_new_tokens=body["max_tokens"],
         seed=body.get("seed"),
         stop=tuple(body.get("stop", ())),
     )
     try:
-        (texts,) = backend.generate([Request(turns, images)], sampling)
+        (made,) = backend.stream([Request(turns, images)], sampling)
+        if made.error:
+            raise made.error
     except RecordError as error:
         return JSONResponse({"error": {"message": str(error), "code": 400}}, 400)
-    choices = [{"index": k, "message": {"role": "assistant", "content": text}} for k, text in enumerate(texts)]
+    choices = [
+        {"index": k, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+        for k, (text, finish) in enumerate(zip(made.texts, made.finish, strict=True))
+    ]
     return {"object": "chat.completion", "model": NAME, "choices": choices}
 
 

@@ -1,7 +1,9 @@
 """What holds for every back end: sampling, seeds, order, errors of single requests, and how images are read."""
 
+import gc
 import itertools
 import threading
+import weakref
 
 import pytest
 from PIL import Image
@@ -9,7 +11,8 @@ from PIL import Image
 from src.chat import prompt_messages
 from src.errors import JobError, RecordError
 from src.evaluation.backends import BACKENDS, Request, Sampling, backend_options, get_backend
-from src.evaluation.backends.base import Backend, Options, Prompt, singly
+from src.evaluation.backends.base import Backend, Options, Prompt, Text
+from src.evaluation.backends.refusals import in_halves, refusal
 
 
 class Echo(Backend):
@@ -29,7 +32,9 @@ class Echo(Backend):
         done(len(prompts))
         said = [prompt.messages[-1]["content"][-1]["text"] for prompt in prompts]
         return [
-            RecordError("refused", "no") if text == "refuse" else [f"{text}{k}" for k in range(prompt.sampling.draws)]
+            RecordError("refused", "no")
+            if text == "refuse"
+            else [Text(f"{text}{k}", "length") for k in range(prompt.sampling.draws)]
             for text, prompt in zip(said, prompts, strict=True)
         ]
 
@@ -125,7 +130,28 @@ def test_impossible_sampling_is_refused_by_name(wrong, named):
 
 def test_texts_end_before_the_first_stop_string():
     sampling = Sampling(stop=("end", "\n", "and"))
-    assert [sampling.cut(text) for text in ("one and end", "a\nb", "none", "end")] == ["one ", "a", "none", ""]
+    texts = [sampling.cut(Text(text, "length")) for text in ("one and end", "a\nb", "none", "end")]
+    assert texts == [("one ", "stop"), ("a", "stop"), ("none", "length"), ("", "stop")]
+
+
+def test_every_text_says_how_it_ended():
+    (made,) = Echo().stream([Request("ab")], Sampling(n=3, stop=("b0",)))
+    assert (made.texts, made.finish) == (["a"] * 3, ["stop"] * 3)
+    (made,) = Echo().stream([Request("ab")], Sampling(n=2, temperature=1, stop=("b1",)))
+    assert (made.texts, made.finish) == (["ab0", "a"], ["length", "stop"])
+
+
+def test_a_window_holds_so_many_pixels_and_each_image_once(tmp_path):
+    for name, side in (("a", 10), ("b", 20), ("c", 30)):
+        Image.new("RGB", (side, side)).save(tmp_path / f"{name}.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    a, b, c, bad = (tmp_path / f"{name}.png" for name in ("a", "b", "c", "bad"))
+    backend = Echo(options=Options(progress=False, window=6, window_pixels=500))
+    asked = [[a], [b], [a, b], [a], [c], [a], [bad, a], [], [b, b], [Image.new("RGB", (5, 5))]]
+    made = list(backend.stream([Request("q", images) for images in asked]))
+    assert backend.windows == [4, 1, 3, 1]  # of what can be asked
+    assert [bool(each.error) for each in made] == [images[:1] == [bad] for images in asked]
+    assert backend.opened.count(b) == 2
 
 
 def test_seeds_differ_by_seed_name_and_draw_and_are_the_same_everywhere():
@@ -142,16 +168,62 @@ def test_seeds_differ_by_seed_name_and_draw_and_are_the_same_everywhere():
     assert prompt(None).seed(0) is None
 
 
-def test_only_the_prompt_at_fault_is_refused():
-    def call(some):
-        if "bad" in [each.name for each in some]:
-            raise ValueError("too long")
-        return [[each.name] for each in some]
+@pytest.mark.parametrize("bad", [set(), {0}, {37}, {3, 60}])
+def test_only_the_prompts_at_fault_are_refused_in_few_calls(bad):
+    calls = []
 
-    prompts = [Prompt([], [], (), Sampling(), name) for name in ("a", "bad", "b")]
-    answers = singly(prompts, call, ValueError)
-    assert (answers[0], answers[2]) == (["a"], ["b"])
-    assert str(answers[1]) == "the model refuses it: too long"
+    def call(some):
+        calls.append(len(some))
+        if bad & {int(each.name) for each in some}:
+            raise ValueError("no such thing")
+        return [[Text(each.name, "stop")] for each in some]
+
+    prompts = [Prompt([], [], (), Sampling(), str(number)) for number in range(64)]
+    answers = in_halves(prompts, call, ValueError)
+    for number, answer in enumerate(answers):
+        if number in bad:
+            assert (answer.kind, str(answer)) == ("refused", "the model refuses it: no such thing")
+        else:
+            assert answer == [(str(number), "stop")]
+    assert len(calls) <= 1 + 2 * 6 * len(bad)
+
+
+def test_what_failed_is_out_of_memory_before_the_halves_run():
+    """The traceback of a failure holds its tensors."""
+    kept = []
+
+    class Tensor:
+        pass
+
+    def call(some):
+        assert [each() for each in kept] == [None] * len(kept)
+        tensor = Tensor()
+        kept.append(weakref.ref(tensor))
+        raise RecordError("refused", "no") if len(some) == 1 else ValueError("no")
+
+    gc.disable()
+    try:
+        assert len(in_halves([Prompt([], [], (), Sampling(), "")] * 4, call, ValueError)) == 4
+    finally:
+        gc.enable()
+    assert len(kept) == 7
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "The decoder prompt (length 5000) is longer than the maximum model length of 4096. Make sure that ...",
+        "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
+        "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
+        "Requested token count exceeds the model's maximum context length of 4096 tokens.",
+        "Input length 5000 exceeds the maximum allowed input length of 4096 tokens.",
+        "the input is too long", "context_length_exceeded",
+    ],
+)  # fmt: skip
+def test_a_prompt_that_is_too_long_is_told_alike_whoever_says_so(said):
+    assert refusal(said).kind == "text_too_long"
+    assert refusal("Unknown role: teacher").kind == "refused"
+    assert refusal("At most 1 image(s) may be provided in one prompt").kind == "refused"
 
 
 def test_unknown_names_and_options_are_refused():

@@ -62,9 +62,14 @@ def vllm(monkeypatch):
         assert len(given["messages"]) == len(given["sampling_params"])
         said = [question(turns) for turns in given["messages"]]
         if any(len(text) > 50 for text in said):
-            raise ValueError("longer than the maximum model length")
+            raise ValueError("The decoder prompt (length 99) is longer than the maximum model length of 50")
         return [
-            SimpleNamespace(outputs=[SimpleNamespace(text=f"{text} {k} STOP it") for k in range(rule.given["n"])])
+            SimpleNamespace(
+                outputs=[
+                    SimpleNamespace(text=f"{text} {k} STOP it", finish_reason=("length", "stop")[k % 2])
+                    for k in range(rule.given["n"])
+                ]
+            )
             for text, rule in zip(said, given["sampling_params"], strict=True)
         ]
 
@@ -117,7 +122,9 @@ def test_vllm_is_called_as_its_release_wants_it(vllm, images):
     made = list(backend.stream(requests, RULE))
     assert made[0].texts == ["one 0 ", "one 1 ", "one 2 "]
     assert made[2].texts == ["two 0 ", "two 1 ", "two 2 "]
-    assert made[1].error.kind == "refused"
+    assert made[1].error.kind == "text_too_long"
+    (greedy,) = backend.stream([Request("q")], Sampling(n=2))
+    assert (greedy.texts, greedy.finish) == (["q 0 STOP it"] * 2, ["length"] * 2)
     call = vllm.LLM.calls[0]
     assert [part["type"] for part in call["messages"][0][0]["content"]] == ["image_pil", "image_pil", "text"]
     assert call["messages"][0][0]["content"][0]["image_pil"].size == images[0].size
@@ -127,8 +134,6 @@ def test_vllm_is_called_as_its_release_wants_it(vllm, images):
         "n": 3, "temperature": 0.8, "top_p": 0.9, "top_k": 20, "max_tokens": 7, "stop": ["STOP"],
         "skip_special_tokens": False,
     }  # fmt: skip
-    greedy = backend.generate([Request("q")], Sampling(n=2))
-    assert greedy == [["q 0 STOP it"] * 2]
     assert vllm.LLM.calls[-1]["sampling_params"][0].given["n"] == 1
 
 
@@ -142,6 +147,7 @@ def test_lmdeploy_is_called_as_its_release_wants_it(lmdeploy, images):
     assert all(text.startswith("one ") and text.endswith(" ") for text in made[0].texts)
     assert not {text[4:] for text in made[2].texts} & {text[4:] for text in made[0].texts}  # seeds of their own
     assert str(made[1].error) == "row 5: the model refuses it: full"
+    assert [made[k].error.kind for k in (1, 3)] == ["refused", "text_too_long"]
     ((prompts, given),) = lmdeploy.calls
     assert len(prompts) == len(given["gen_config"]) == 12
     part = prompts[0][0]["content"][0]
@@ -151,7 +157,8 @@ def test_lmdeploy_is_called_as_its_release_wants_it(lmdeploy, images):
         "do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 20, "max_new_tokens": 7,
         "skip_special_tokens": False,
     }  # fmt: skip
-    backend.generate([Request("q")], Sampling(n=2))
+    (greedy,) = backend.stream([Request("q")], Sampling(n=2))
+    assert greedy.finish == ["length"] * 2
     assert [rule.given["do_sample"] for rule in lmdeploy.calls[-1][1]["gen_config"]] == [False]
 
 

@@ -128,6 +128,30 @@ def test_rows_of_one_batch_keep_their_own_rules(backend, images):
     assert backend.generate([Request("", [b])], replace(SHORT, stop=("\x00",)))[0][0] not in ("", whole)
 
 
+def test_texts_say_whether_they_were_cut(backend, images):
+    a = images[0]
+    rules = [SHORT, replace(SHORT, max_new_tokens=3), replace(SHORT, stop=(" number",))]
+    rules.append(replace(SHORT, max_new_tokens=64))
+    made = list(backend.stream([Request("", [a], sampling=rule) for rule in rules]))
+    ends = [len(alone(backend, Request("", [a]), 64)) <= 24]
+    assert [each.finish for each in made] == [["stop" if ends[0] else "length"], ["length"], ["stop"], ["stop"]]
+
+
+def test_a_batch_that_does_not_fit_the_memory_runs_in_halves(backend, requests, monkeypatch):
+    original, sizes = backend._generate, []
+
+    def small(prompts):
+        sizes.append(len(prompts))
+        if len(prompts) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(prompts)
+
+    expected = backend.generate(requests[:4], SHORT)
+    monkeypatch.setattr(backend, "_generate", small)
+    assert backend.generate(requests[:4], SHORT) == expected
+    assert sizes == [4, 2, 2]
+
+
 def test_a_stop_string_ends_the_work_too(backend, images, monkeypatch):
     lengths = []
     original = backend.model.generate
