@@ -1,8 +1,10 @@
 """Converted checkpoints answer through the back end ``transformers`` as their published loaders do, in batches too."""
 
 import json
+import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from src.errors import JobError
 from src.evaluation.backends import Request, Sampling, get_backend
@@ -41,6 +43,19 @@ def test_texts_are_the_published_ones(converted_vlm, asked, family, compat):
     assert [made[number] for number in readable] == [wanted[number] for number in readable]
     if compat == "intended":
         assert [model.generate([request], EIGHT)[0][0].strip() for request in requests[:3]] == made[:3]
+
+
+def test_vhm_answers_with_the_weights_that_it_is_given(converted_vlm, asked, tmp_path):
+    """The published adapter loads one checkpoint whatever path it is given, by a keyword that has gone."""
+    other = shutil.copytree(converted_vlm("vhm"), tmp_path / "other")
+    weights = load_file(other / "model.safetensors")
+    save_file(weights | {"lm_head.weight": -weights["lm_head.weight"]}, other / "model.safetensors", {"format": "pt"})
+    requests, _ = asked("vhm", "intended")
+    told = [
+        get_backend("transformers", path, device="cpu", progress=False).generate(requests[:2], EIGHT)
+        for path in (converted_vlm("vhm"), other)
+    ]
+    assert told[0] != told[1]
 
 
 @pytest.mark.parametrize("family", ["vhm", "lhrsbot_nova"])
