@@ -1,97 +1,216 @@
-"""What an answer says: its last word, its plain form, its boxes; one reading for training, evaluation and rewards."""
+"""What an answer says: one reading for training, evaluation, best-of-N and rewards.
+
+The rules are those of ``docs/metrics.md``. They read an answer as a whole, never as a part of another one, and tell an
+answer that cannot be read from a wrong one.
+"""
 
 import re
-import string
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-Box = tuple[float, float, float, float]
-
-_NUMBERS = (
+ANSWER_KINDS = ("cls", "yesno", "rural_urban", "count", "choice")
+_WORD_SETS = {"yesno": ("yes", "no"), "rural_urban": ("rural", "urban")}
+_NUMBER_WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
 )
-_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
-_ARTICLES = {"a", "an", "the"}
-_MARKS = str.maketrans(dict.fromkeys(string.punctuation, " "))
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_INNER_MARK = re.compile(r"(?<=\d)[.,](?=\d)|(?<!\w)-(?=\d)")
-# (x1,y1),(x2,y2) as Qwen2-VL writes it, with its box tokens or without, or [x1, y1, x2, y2] as in JSON.
-_BOX = re.compile(
-    rf"\({_NUMBER},{_NUMBER}\)\s*,?\s*\({_NUMBER},{_NUMBER}\)|\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]"
+_WORDS = {word: number for number, word in enumerate(_NUMBER_WORDS)}
+_RANGE_WORDS = {"than", "least", "most", "over", "under", "between"}  # the number beside them is a bound
+_QUOTES = "`\"'*“”‘’«»„"
+_ENDS = ".,;:!?。"
+_LEAD_IN = re.compile(
+    r"(?:(?:the|my)\s)?(?:(?:final|correct|best|right)\s)?(?:answer|option|choice)\b(?:\sis\b)?\s?:?", re.I
 )
+_ARTICLE = re.compile(r"(?:an?|the)\s", re.I)
+_TOKEN = re.compile(r"-?\d+(?:[.,]\d+)*|[^\W\d_]+")
+_INTEGER = re.compile(r"(\d+|\d{1,3}(?:,\d{3})+)(?:\.0+)?")
+_LETTERS = re.compile(r"[^\W\d_]+")
+_BARE_LETTER = re.compile(r"[(\[]?([A-Za-z])[)\]]?")
+_LETTER_MARKS = (
+    re.compile(r"[(\[]([A-Za-z])[)\]]"),
+    re.compile(r"(?:^|(?<=[\s(\[\"'*]))([A-Z])(?=[).:])"),
+    re.compile(
+        r"\b(?i:answer|option|choice)(?i:\sis\b)?\s?:?\s?([A-Z])(?![^\W_])(?!\s?(?:,|/|&|and\b|or\b)\s?[A-H]\b)"
+    ),
+)
+_LEADING_LETTER = re.compile(r"([A-Za-z])[).:]")
+_LEADING_MARK = re.compile(r"(?:[(\[][A-Za-z][)\]][.:]?|[A-Za-z][).:])")
+_CHOICE_REFERENCE = re.compile(r"[(\[]?[A-H](?:[)\].:].*)?", re.S)
 
 
-def final_answer(text: str) -> str:
+@dataclass(frozen=True)
+class Judgement:
+    """What was read in an answer, and whether it is right.
+
+    Attributes:
+        answer: a class in plain form, a word of the set, a number or an option's letter; None if nothing could be read.
+        right: equals the reference.
+        unparsed: nothing could be read, which is never right.
+    """
+
+    answer: str | int | None
+    right: bool
+    unparsed: bool
+
+
+def final_answer(text: str | None) -> str:
     """What an answer comes to: without its reasoning, and out of its ``<answer>`` tags where it has them.
+
+    Reasoning that was cut off holds no answer.
 
     >>> final_answer("<think>two piers</think>\\n<answer>\\nA harbour.</answer>")
     'A harbour.'
+    >>> final_answer("<think>two piers, so it could be")
+    ''
     """
-    text = text.rpartition("</think>")[2]
+    text = text or ""
+    if "</think>" in text:
+        text = text.rpartition("</think>")[2]
+    elif "<think>" in text:
+        text = "".join(text.partition("<think>")[2].partition("<answer>")[1:])
     if "<answer>" in text:
-        text = text.partition("<answer>")[2]
+        text = text.rpartition("<answer>")[2]
     return text.partition("</answer>")[0].strip()
 
 
 def normalise_answer(text: str) -> str:
-    """The plain form in which two answers are compared: equal or not, never as a part of each other.
+    """The plain form in which two answers are compared.
 
-    Lower case, number words up to twenty as digits, no articles, no punctuation but inside of numbers and before
-    negative ones, single spaces.
+    Lower case, compatibility forms of Unicode, single blanks; without quotes, marks at the end, a lead-in such as
+    "The answer is:" and one article at the start.
 
-    >>> normalise_answer("The  Two-storey house, at 0.75 m.")
-    '2 storey house at 0.75 m'
+    >>> normalise_answer(" The final answer is **A  Harbour**.")
+    'harbour'
     """
-    lowered = text.lower()
-    # Marks that belong to a number are put out of reach of the next line, by characters that no text has.
-    kept = _INNER_MARK.sub(lambda mark: {".": "\ue000", ",": "", "-": "\ue001"}[mark[0]], lowered)
-    words = kept.translate(_MARKS).replace("\ue000", ".").replace("\ue001", "-").split()
-    telling = [word for word in words if word not in _ARTICLES] or words  # "A" may be a choice of several
-    return " ".join(_WORDS.get(word, word) for word in telling)
+    return _trim(_flat(text).casefold())
 
 
-def same_answer(answer: str, references: Sequence[str]) -> bool:
-    """Whether an answer comes to one of the references; an empty one never does."""
-    said = normalise_answer(final_answer(answer))
-    return bool(said) and said in {normalise_answer(reference) for reference in references}
+def squash_answer(text: str) -> str:
+    """The plain form without blanks, ``-`` and ``_``: "dense_residential" and "DenseResidential" are one class."""
+    return re.sub(r"[\s_-]", "", normalise_answer(text))
 
 
-def parse_boxes(text: str) -> list[Box]:
-    """The boxes (x1, y1, x2, y2) that a text gives, in order, corners sorted; in whatever units it has.
+def judge(kind: str, text: str | None, reference: str, options: Mapping[str, str] | None = None) -> Judgement:
+    """Read an answer and compare it with its reference.
 
-    >>> parse_boxes("<|box_start|>(10,20),(300,400)<|box_end|> and [5, 5, 1.5, 9]")
-    [(10.0, 20.0, 300.0, 400.0), (1.5, 5.0, 5.0, 9.0)]
+    Args:
+        kind: ``cls`` (equal in squashed form), ``yesno``, ``rural_urban`` (the first word, if the other one of the set
+            is nowhere), ``count`` (the one integer, in digits or words) or ``choice`` (an option's letter, or text).
+        text: as the model gave it, with its reasoning; None counts as empty.
+        options: of ``choice``: letter to text; without them the text behind the letter of the reference is used.
+
+    Raises:
+        ValueError: another kind.
     """
-    boxes = []
-    for match in _BOX.finditer(text):
-        x1, y1, x2, y2 = (float(value) for value in match.groups() if value is not None)
-        boxes.append((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)))
-    return boxes
+    said = final_answer(text)
+    if kind == "cls":
+        return _compared(squash_answer(said) or None, squash_answer(reference))
+    if kind in _WORD_SETS:
+        return _compared(_word(said, _WORD_SETS[kind]), _word(reference, _WORD_SETS[kind]))
+    if kind == "count":
+        wanted = read_count(reference)
+        if wanted is None:
+            return _compared(normalise_answer(said) or None, normalise_answer(reference))
+        return _compared(read_count(said), wanted)
+    if kind == "choice":
+        return _judge_choice(said, reference, options)
+    raise ValueError(f"unknown kind of answer {kind!r}; known are {', '.join(ANSWER_KINDS)}")
 
 
-def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union, in 0..1; 0 where both are empty."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0.0, width) * max(0.0, height)
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
-    return shared / union if union > 0 else 0.0
+def answer_kind(reference: str) -> str:
+    """Which rule an answer to this reference is read by, where nothing else says so."""
+    norm = normalise_answer(reference)
+    for kind, words in _WORD_SETS.items():
+        if norm in words:
+            return kind
+    if norm.isdecimal() or norm in _WORDS:
+        return "count"
+    return "choice" if _CHOICE_REFERENCE.fullmatch(_flat(reference)) else "cls"
 
 
-def box_hits(predicted: Sequence[Box], true: Sequence[Box], threshold: float = 0.5) -> int:
-    """How many true boxes can be given a predicted one each, all with an IoU of at least ``threshold``.
+def same_answer(text: str | None, references: Sequence[str]) -> bool:
+    """Whether an answer comes to one of the references, each read by its own kind (:func:`answer_kind`)."""
+    return any(judge(answer_kind(reference), text, reference).right for reference in references)
 
-    The greatest possible number, whatever the order of either: no box is used twice.
+
+def read_count(text: str) -> int | None:
+    """The one whole number that a text states; None if there is none, or several, or only a bound.
+
+    >>> read_count("There are three ships (3).")
+    3
     """
-    near = [[k for k, box in enumerate(predicted) if box_iou(box, wanted) >= threshold] for wanted in true]
-    taken: dict[int, int] = {}  # predicted -> true
+    values = set()
+    for token in _TOKEN.findall(normalise_answer(text)):
+        if token in _RANGE_WORDS:
+            return None
+        if token in _WORDS:
+            values.add(_WORDS[token])
+        elif not token.isalpha():
+            match = _INTEGER.fullmatch(token)
+            if not match:
+                return None
+            values.add(int(match[1].replace(",", "")))
+    return values.pop() if len(values) == 1 else None
 
-    def place(wanted: int, tried: set[int]) -> bool:
-        for k in near[wanted]:
-            if k not in tried:
-                tried.add(k)
-                if k not in taken or place(taken[k], tried):
-                    taken[k] = wanted
-                    return True
-        return False
 
-    return sum(place(wanted, set()) for wanted in range(len(true)))
+def _compared(answer: str | int | None, wanted: str | int | None) -> Judgement:
+    return Judgement(answer, answer is not None and answer == wanted, answer is None)
+
+
+def _flat(text: str) -> str:
+    shown = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    return " ".join("".join(shown).split())
+
+
+def _trim(text: str, articles: bool = True) -> str:
+    before = None
+    while text != before:
+        before = text
+        text = text.strip().strip(_QUOTES).strip().rstrip(_ENDS)
+        if match := _LEAD_IN.match(text):
+            text = text[match.end() :]
+        if articles and (match := _ARTICLE.match(text)):
+            text = text[match.end() :]
+    return text
+
+
+def _word(text: str, words: tuple[str, ...]) -> str | None:
+    said = _LETTERS.findall(normalise_answer(text))
+    return said[0] if said and said[0] in words and not {*words} - {said[0]} & {*said} else None
+
+
+def _judge_choice(said: str, reference: str, options: Mapping[str, str] | None) -> Judgement:
+    letters, wanted = _option_letters(said, options), _option_letters(reference, options)
+    if len(letters) > 1:
+        return Judgement(None, False, True)
+    if letters and wanted:
+        return _compared(letters.pop(), wanted.pop() if len(wanted) == 1 else None)
+    if options:
+        return _compared(next(iter(letters), None), None)
+    rest, wanted_rest = _behind_letter(said), _behind_letter(reference)
+    return _compared(rest if wanted_rest else None, wanted_rest) if rest else Judgement(None, False, True)
+
+
+def _option_letters(text: str, options: Mapping[str, str] | None) -> set[str]:
+    """The option letters that a text names; several mean that it does not decide."""
+    flat = _flat(text)
+    plain = _trim(flat, articles=False)
+    valid = {*options} if options else {*"ABCDEFGH"}
+    if (match := _BARE_LETTER.fullmatch(plain)) and match[1].upper() in valid:
+        return {match[1].upper()}
+    if options:
+        same = [letter for letter, option in options.items() if squash_answer(option) == squash_answer(text)]
+        if len(same) == 1:
+            return {*same}
+    found = [match[1] for pattern in _LETTER_MARKS for match in pattern.finditer(flat)]
+    if match := _LEADING_LETTER.match(plain):
+        found.append(match[1])
+    return {letter.upper() for letter in found} & valid
+
+
+def _behind_letter(text: str) -> str:
+    plain = _trim(_flat(text), articles=False)
+    if _BARE_LETTER.fullmatch(plain):
+        return ""
+    return squash_answer(_LEADING_MARK.sub("", plain, count=1) if _LEADING_MARK.match(plain) else plain)

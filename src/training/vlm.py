@@ -17,7 +17,8 @@ from tqdm import tqdm
 from trl import SFTTrainer
 
 from src.dataset.collate import PairEncoder
-from src.rewards.answers import box_hits, final_answer, parse_boxes, same_answer
+from src.rewards.answers import same_answer
+from src.rewards.boxes import box_hits, parse_boxes
 from src.training.run import ShardedTrainer
 from src.training.vlm_config import Evaluation
 from src.training.vlm_data import ConversationCollator, Encoded, encode_conversation
@@ -223,7 +224,7 @@ def judge(prediction: str, references: Sequence[str]) -> dict[str, Any]:
     true = parse_boxes(references[0])
     if not true:
         return {"correct": float(same_answer(prediction, references))}
-    hits = box_hits(parse_boxes(final_answer(prediction)), true)
+    hits = box_hits(true, parse_boxes(prediction))
     return {"correct": hits / len(true), "hits": hits, "boxes": len(true)}
 
 

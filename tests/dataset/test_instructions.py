@@ -19,7 +19,7 @@ from src.dataset.instructions import (
 from src.dataset.records import DataSpec, read_records
 from src.dataset.scene_facts import draw_facts
 from src.dataset.scenes import Scene, make_scene, scene_rng, scene_seeds
-from src.rewards.answers import parse_boxes
+from src.rewards.boxes import parse_boxes
 
 
 def test_answers_are_true_of_the_scene():

@@ -1,12 +1,32 @@
-"""Answers in their plain form, and boxes in every form they are written in."""
+"""Answers in their plain form, read by kind; every case of the fixtures, as it must be and as published."""
 
-from itertools import permutations
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.rewards.answers import box_hits, box_iou, final_answer, normalise_answer, parse_boxes, same_answer
+from src.rewards.answers import (
+    answer_kind,
+    final_answer,
+    judge,
+    normalise_answer,
+    read_count,
+    same_answer,
+    squash_answer,
+)
+from src.rewards.published import published_judge
+
+CASES = json.loads(Path("tests/fixtures/metrics/answers.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+def test_every_case(case):
+    verdict = judge(case["kind"], case["raw"], case["reference"], case.get("options"))
+    assert vars(verdict) == case["correct"]
+    right, cleaned = published_judge(case["kind"], case["raw"], case["reference"])
+    assert {"right": right, "cleaned": cleaned} == case["published"]
 
 
 @pytest.mark.parametrize(
@@ -15,67 +35,56 @@ from src.rewards.answers import box_hits, box_iou, final_answer, normalise_answe
         ("\nYes!", "yes"),
         ("The Airport.", "airport"),
         ("an  oil\tdepot", "oil depot"),
-        ("Three", "3"),
-        ("twenty-one", "20 1"),
-        ("1,024", "1024"),
         ("0.75", "0.75"),
-        ("-5 m", "-5 m"),
-        ("(B)", "b"),
-        ("left of", "left of"),
+        ("My final answer is: the 'harbour'.", "harbour"),
+        ("answers", "answers"),
+        ("optional", "optional"),
         ("...", ""),
-        ("A.", "a"),
+        ("Ａ\u200birport", "airport"),
     ],
 )
 def test_plain_form(text, plain):
     assert normalise_answer(text) == plain
-    assert normalise_answer(plain) == plain
+
+
+@given(st.text(alphabet=" aAtheTHE.,:'\"-_answeri*\n“3", max_size=30))
+def test_the_plain_form_is_final(text):
+    assert normalise_answer(normalise_answer(text)) == normalise_answer(text)
+    assert " " not in squash_answer(text)
 
 
 def test_an_answer_is_right_only_as_a_whole():
+    """Known defects 6 and 7: a part of the reference is not the reference; line breaks and marks do not matter."""
     for wrong in ("", "e", "ye", "...", "yes and no", "0.5"):
         assert not same_answer(wrong, ["yes", "0.75"])
     assert not same_answer("1", ["12"])
     assert not same_answer("", [""])
     assert same_answer("<think>it is not a lake</think> <answer>\nTwo\n</answer>", ["2"])
+    assert same_answer("left of", ["right of", "left of"])
 
 
 def test_the_answer_is_what_stands_after_the_reasoning():
     assert final_answer("plain") == "plain"
+    assert final_answer(None) == ""
     assert final_answer("<think>a</think>b") == "b"
     assert final_answer("<think>a <answer>x</answer></think><answer>b</answer> c") == "b"
     assert final_answer("<answer>cut off") == "cut off"
+    assert final_answer("<think>cut off") == ""
 
 
-def test_boxes_in_every_form():
-    wanted = [(1.0, 2.0, 30.0, 40.0)]
-    for text in (
-        "<|box_start|>(1,2),(30,40)<|box_end|>",
-        "(1, 2), (30, 40)",
-        "[1,2,30,40]",
-        "[[1, 2, 30, 40]]",
-        '{"bbox_2d": [1, 2, 30, 40], "label": "ship"}',
-        "(30,40),(1,2)",
-    ):
-        assert parse_boxes(text) == wanted, text
-    assert parse_boxes("[a, b, c, d] (1,2) [1,2,3]") == []
-    assert parse_boxes("(1,2),(3,4)(0.5,6),(7,8)") == [(1, 2, 3, 4), (0.5, 6, 7, 8)]
+def test_the_reference_tells_the_kind():
+    kinds = {"Yes": "yesno", "urban": "rural_urban", "12": "count", "seven": "count", "B": "choice"}
+    kinds |= {"B. blue": "choice", "Beach": "cls", "a pier": "cls", "2.5": "cls"}
+    assert {text: answer_kind(text) for text in kinds} == kinds
 
 
-def test_overlap():
-    assert box_iou((0, 0, 2, 2), (1, 0, 3, 2)) == pytest.approx(1 / 3)
-    assert box_iou((0, 0, 1, 1), (1, 0, 2, 1)) == 0
-    assert box_iou((0, 0, 0, 0), (0, 0, 0, 0)) == 0
+def test_counts():
+    assert [read_count(text) for text in ("two", "2 or three", "at least 2", "1,024", "1,02", "")] == [
+        *(2, None, None),
+        *(1024, None, None),
+    ]
 
 
-boxes = st.lists(st.tuples(*[st.integers(0, 4)] * 2).map(lambda c: (c[0], c[1], c[0] + 3, c[1] + 3)), max_size=4)
-
-
-@given(boxes, boxes)
-def test_hits_are_the_most_that_any_pairing_gives(predicted, true):
-    blank = [None] * len(true)
-    best = max(
-        sum(one is not None and box_iou(one, two) >= 0.3 for one, two in zip(order, true, strict=False))
-        for order in permutations([*predicted, *blank], len(true))
-    )
-    assert box_hits(predicted, true, 0.3) == best
-    assert box_hits(true, true) == len(true)
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match=r"bleu.*cls, yesno"):
+        judge("bleu", "a", "b")
