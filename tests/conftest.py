@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from src.curation.scorer import Scorer
-from src.model.vlm.convert import convert
 
 LEGACY = Path(__file__).parent / "fixtures" / "legacy_reward"
 PUBLISHED_VLMS = Path(__file__).parent / "fixtures" / "vlm_adapters"
@@ -45,6 +44,7 @@ def published_vlms() -> Path:
 @pytest.fixture(scope="session")
 def converted_vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``(family, compat="intended")`` to the converted checkpoint of that family, made once."""
+    from src.model.vlm.convert import convert  # not for every session
 
     @cache
     def converted(family: str, compat: str = "intended") -> Path:

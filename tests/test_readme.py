@@ -59,11 +59,11 @@ SCHEMAS = {
 }
 PARSERS = {
     "benchmark.py": benchmark, "clip_classification.py": clip_classification, "compare_subsets.py": compare_subsets,
+    "convert_checkpoint.py": convert_checkpoint,
     "convert_clip.py": convert_clip, "eval_retrieval.py": eval_retrieval, "export_subset.py": export_subset,
     "make_evaluation_data.py": make_evaluation_data, "make_nano_clip.py": make_nano_clip,
     "make_scenes.py": make_scenes, "make_vlm_data.py": make_vlm_data, "result_table.py": result_table,
     "reward_curves.py": reward_curves, "rs_evaluation.py": rs_evaluation, "tally_subset.py": tally_subset,
-    "convert_checkpoint.py": convert_checkpoint,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {

@@ -144,7 +144,7 @@ def _answers_folder(job: Job, adapter: Adapter) -> Path:
     """Named by the model, and a digest of all that answers depend on besides the question."""
     there = Path(locate(job.model))
     place = str(there.resolve()) if there.exists() else job.model
-    depends = [job.files, place, job.model_type, job.options, adapter.system, adapter.family.image_library]
+    depends = [job.files, place, job.model_type, job.options, adapter.system]
     name = "".join(c if c.isalnum() or c in ".-_" else "_" for c in Path(job.model).name) or job.model_type
     return job.output / "answers" / f"{name}-{digest(*depends, asdict(job.sampling))}"
 

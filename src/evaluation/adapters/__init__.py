@@ -22,7 +22,7 @@ MODEL_TYPES: dict[str, tuple[str, str | None]] = {
 """By name the back end and the family; None: the family is found by :func:`family_of`."""
 
 _BY_TYPE = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl", "llava": "llava", "llava_next": "llava"}
-_BY_TYPE |= {"internvl": "internvl", "internvl_chat": "internvl", "lhrs_nova": "lhrs"}
+_BY_TYPE |= {"internvl": "internvl", "internvl_chat": "internvl", "lhrs": "lhrs"}
 _BY_NAME = (  # the first that occurs in the name without - and _
     *(("qwen2.5vl", "qwen2_5_vl"), ("qwen2vl", "qwen2_vl"), ("internvl3", "internvl3"), ("internvl", "internvl")),
     *(("geochat", "geochat"), ("skysense", "skysensegpt"), ("vhm", "vhm"), ("lhrs", "lhrs"), ("llava", "llava")),
@@ -50,8 +50,6 @@ def get_adapter(
     found = _known(family, FAMILIES, "family") if family else FAMILIES[own or family_of(model)]
     reasoning = reasoning or (THINKING if found.thinks else None)
     system = thinking_prompt(reasoning) if reasoning else None
-    if backend == "transformers" and found.image_library:
-        options.setdefault("image_library", found.image_library)
     return Adapter(get_backend(backend, model, **options), found, system)
 
 

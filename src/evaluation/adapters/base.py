@@ -29,7 +29,6 @@ class Family:
         frame: what coordinates are of: the ``image``, the ``square`` that it is padded to in the middle, or, in pixels,
             the image resized to whole ``patches``.
         thinks: answers come with reasoning and answer tags, asked for by the system prompt of R1.
-        image_library: that resizes images as the model's authors did (option of the back end ``transformers``).
     """
 
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -37,7 +36,6 @@ class Family:
     bound: float | None = None
     frame: Frame = "image"
     thinks: bool = False
-    image_library: str | None = None
 
 
 @dataclass(frozen=True)

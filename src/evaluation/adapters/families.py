@@ -23,17 +23,11 @@ FAMILIES = {
     "internvl3": Family({"grounding": _REGION + "<ref>{question}</ref>"}, "internvl3"),
     "llava": Family({"grounding": _REGION + "{question}"}, "internvl2", bound=1),
     # Square brackets, as in the authors' own prompts; the published evaluation wrote {grounding}.
-    "geochat": Family({"grounding": "[grounding] {question}"}, "geochat", frame="square", image_library="pil"),
-    "skysensegpt": Family({"grounding": "[detection] {question}"}, "skysensegpt", frame="square", image_library="pil"),
-    "vhm": Family(
-        {"cls": "{CLS} {question}", "vqa": "{VQA} {question}", "grounding": "{VG} {question}"},
-        "vhm",
-        image_library="pil",
-    ),
+    "geochat": Family({"grounding": "[grounding] {question}"}, "geochat", frame="square"),
+    "skysensegpt": Family({"grounding": "[detection] {question}"}, "skysensegpt", frame="square"),
+    "vhm": Family({"cls": "{CLS} {question}", "vqa": "{VQA} {question}", "grounding": "{VG} {question}"}, "vhm"),
     "lhrs": Family(
-        {"cls": "[CLS] {question}", "vqa": "[CONSIZE] {question}", "grounding": "[DET] {question}"},
-        "lhrs_nova",
-        image_library="pil",
+        {"cls": "[CLS] {question}", "vqa": "[CONSIZE] {question}", "grounding": "[DET] {question}"}, "lhrs_nova"
     ),
     "generic": Family({"grounding": _REGION + "{question}" + _THOUSANDTHS}, "internvl2"),
 }

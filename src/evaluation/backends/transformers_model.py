@@ -16,13 +16,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCach
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-import src.model.vlm.lhrs  # noqa: F401  # registers it with transformers
 from src.chat import render
 from src.errors import JobError, RecordError
 from src.evaluation.backends.base import Answer, Backend, Options, Prompt, Text
 from src.evaluation.backends.refusals import in_halves
 from src.evaluation.backends.sampler import RowSampler, RowStops
 from src.model.checkpoint import locate, usable_attention
+from src.model.vlm.convert import is_converted, is_published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class TransformersOptions(Options):
         batch_size: texts that are generated side by side.
         max_pixels: shrink images to at most so many pixels; None keeps the processor's own limit.
         max_prompt_tokens: a longer prompt, image tokens included, is an error of its request.
-        image_library: ``pil`` resizes as most models' authors did, ``torchvision`` faster; None: the latter.
+        image_library: resizes images, ``pil`` or ``torchvision``, which is faster; None: ``pil`` for converted
+            checkpoints, whose authors used it, else ``torchvision``.
         trust_remote_code: run code that comes with the model.
     """
 
@@ -64,11 +65,7 @@ class TransformersBackend(Backend):
         dtype = options.dtype
         if dtype == "auto":
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        library = {"backend": options.image_library} if options.image_library else {}
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(
-                path, trust_remote_code=options.trust_remote_code, **library
-            )
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype,
@@ -76,7 +73,14 @@ class TransformersBackend(Backend):
                 attn_implementation=usable_attention(None, device != "cpu", dtype not in (torch.float32, "float32")),
                 trust_remote_code=options.trust_remote_code,
             ).eval()
+            library = options.image_library or ("pil" if is_converted(self.model.config) else None)
+            self.processor: Any = AutoProcessor.from_pretrained(
+                path, trust_remote_code=options.trust_remote_code, **({"backend": library} if library else {})
+            )
         except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+            if is_published(path):
+                command = "python python_script/convert_checkpoint.py"
+                raise JobError(f"{path!r} is in its published layout; convert it first: {command}") from error
             raise JobError(f"cannot load {path!r} as an image-text-to-text model: {error}") from error
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is None or not getattr(self.processor, "image_processor", None):

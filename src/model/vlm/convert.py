@@ -1,11 +1,16 @@
-"""Published checkpoints of remote-sensing models as folders that transformers loads without remote code."""
+"""Published checkpoints of remote-sensing models as folders that transformers loads without remote code.
 
+Importing this module registers LHRS-Bot-Nova with transformers (see :mod:`src.model.vlm.lhrs`).
+"""
+
+import json
 from pathlib import Path
+from typing import Any
 
 from src.errors import JobError
 from src.model.checkpoint import new_folder
 from src.model.vlm.lhrs_layout import CHECKPOINT, convert_lhrs
-from src.model.vlm.llava_layout import convert_llava
+from src.model.vlm.llava_layout import FAMILIES, convert_llava
 from src.model.vlm.templates import Compat
 
 
@@ -45,3 +50,19 @@ def convert(
         else:
             convert_llava(source, partial, shown, compat)
     return target
+
+
+def is_published(path: str | Path) -> bool:
+    """Whether a folder is in a layout that :func:`convert` takes."""
+    if (Path(path) / CHECKPOINT).is_file():
+        return True
+    try:
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") in FAMILIES
+
+
+def is_converted(config: Any) -> bool:
+    """Whether the configuration of a model is one that :func:`convert` wrote."""
+    return hasattr(config, "compat")

@@ -33,7 +33,7 @@ class LhrsConfig(LlavaConfig):
         experts_used: how many of them a token goes through.
     """
 
-    model_type = "lhrs_nova"
+    model_type = "lhrs"
 
     query_groups: list[int] | tuple[int, ...] = GROUPS
     resampler_layers: int = 6

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, SiglipVisionConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, SiglipVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from src.errors import JobError
@@ -74,9 +74,8 @@ def convert_lhrs(
     if strange := [name for name in stored if not name.startswith((_SHOWN, _POOLER))]:
         raise JobError(f"{checkpoint} holds weights of nothing known: {', '.join(strange[:8])}")
 
-    tokenizer = _tokenizer(text_base)
+    tokenizer, text_config = _text_model(text_base)
     image_token = add_image_token(tokenizer)
-    text_config = LlamaConfig.from_pretrained(text_base)
     rows = max(image_token + 1, text_config.vocab_size)
     config = _config(tower_shape(TOWER, tower), text_config, rows, image_token, pooler)
     with torch.device("meta"):
@@ -115,15 +114,18 @@ def convert_lhrs(
     write_weights(weights, target)
 
 
-def _tokenizer(text_base: Path) -> Any:
+def _text_model(text_base: Path) -> tuple[Any, LlamaConfig]:
+    """Tokeniser and configuration."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text_base)
+        config, tokenizer = AutoConfig.from_pretrained(text_base), AutoTokenizer.from_pretrained(text_base)
     except (OSError, ValueError) as error:
-        raise JobError(f"{text_base} holds no tokeniser: {error}") from error
+        raise JobError(f"{text_base} holds no text model with its tokeniser: {error}") from error
+    if not isinstance(config, LlamaConfig):
+        raise JobError(f"{text_base} is no Llama model but a {config.model_type}")
     tokenizer.padding_side = "left"
     tokenizer.pad_token = tokenizer.eos_token  # as published
     tokenizer.clean_up_tokenization_spaces = False
-    return tokenizer
+    return tokenizer, config
 
 
 def _config(shape: dict[str, Any], text: LlamaConfig, rows: int, image_token: int, pooler: Weights) -> Any:
@@ -199,7 +201,10 @@ def _merged(text: Weights, lora: Path) -> Weights:
     Raises:
         JobError: an adapter of another kind, or one for weights that the text model does not have.
     """
-    settings = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    try:
+        settings = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"{lora} holds no adapter_config.json that can be read: {error}") from error
     odd = [key for key in ("use_dora", "fan_in_fan_out", "modules_to_save", "alpha_pattern") if settings.get(key)]
     if settings.get("bias", "none") != "none" or odd or settings.get("peft_type") != "LORA":
         raise JobError(f"{lora} is no plain LoRA adapter: {', '.join(odd) or 'see peft_type and bias'}")

@@ -48,7 +48,7 @@ class _Family:
     system: str
 
 
-_FAMILIES = {"geochat": _Family(504, True, LLAVA_V1), "vhm": _Family(None, False, VICUNA_V1)}
+FAMILIES = {"geochat": _Family(504, True, LLAVA_V1), "vhm": _Family(None, False, VICUNA_V1)}
 _TEXT_KEYS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
     *("hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "initializer_range"),
@@ -80,7 +80,7 @@ def convert_llava(source: Path, target: Path, tower: Path | None = None, compat:
         JobError: not such a checkpoint; weights that are missing, unused or of another shape.
     """
     given = read_config(source)
-    family = _FAMILIES[given["model_type"]]
+    family = FAMILIES[given["model_type"]]
     vision = tower_shape(given["mm_vision_tower"], tower)
     tokenizer = llama_tokenizer(source, _image_marks(given), begins=compat == "intended")
     words = len(tokenizer)
@@ -134,8 +134,8 @@ def read_config(source: Path) -> dict[str, Any]:
         given: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise JobError(f"{source} holds no config.json that can be read: {error}") from error
-    if (kind := given.get("model_type")) not in _FAMILIES:
-        raise JobError(f"{file}: model_type {kind!r} is not converted here; known: {', '.join(_FAMILIES)}")
+    if (kind := given.get("model_type")) not in FAMILIES:
+        raise JobError(f"{file}: model_type {kind!r} is not converted here; known: {', '.join(FAMILIES)}")
     if missing := [key for key in _NEEDED if key not in given]:
         raise JobError(f"{file} lacks {', '.join(missing)}")
     return given

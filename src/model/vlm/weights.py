@@ -123,8 +123,11 @@ def _files(path: Path) -> list[Path]:
         return [path]
     for name in WEIGHT_INDEXES:
         if (path / name).is_file():
-            stored = json.loads((path / name).read_text(encoding="utf-8"))["weight_map"]
-            return [path / file for file in dict.fromkeys(stored.values())]
+            try:
+                stored = json.loads((path / name).read_text(encoding="utf-8"))["weight_map"]
+                return [path / file for file in dict.fromkeys(stored.values())]
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise JobError(f"{path / name} is no index of weights: {error!r}") from error
     if found := [path / name for name in WEIGHT_FILES if (path / name).is_file()]:
         return found[:1]
     raise JobError(f"{path} holds no weights (looked for {', '.join(WEIGHT_INDEXES + WEIGHT_FILES)})")
@@ -138,8 +141,10 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     if file.suffix == ".safetensors":
         with safe_open(file, "pt") as stored:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-    held = _flat(torch.load(file, map_location="meta", weights_only=True))
-    return {name: tuple(tensor.shape) for name, tensor in held.items()}
+    held = torch.load(file, map_location="meta", weights_only=True)
+    if not isinstance(held, Mapping):
+        raise ValueError(f"it holds a {type(held).__name__}, not weights by name")
+    return {name: tuple(tensor.shape) for name, tensor in _flat(held).items()}
 
 
 def _reader(file: Path, name: str) -> Callable[[], Tensor]:

@@ -142,24 +142,6 @@ def test_the_reasoning_family_asks_for_tags():
     assert get_adapter("transformers", str(BASE), reasoning=THINKING, device="cpu").system == system["content"]
 
 
-@pytest.mark.parametrize(("name", "fixture"), [("geochat", "geochat"), ("lhrs", "lhrsbot_nova")])
-def test_converted_checkpoints_run_under_their_names(name, fixture, converted_vlm, published_vlms):
-    """Their images are resized as the authors did, and they are asked in their own words."""
-    folder = converted_vlm(fixture)
-    made = get_adapter(name, str(folder), device="cpu", progress=False)
-    assert made.backend.options.image_library == "pil"
-    picture = str(published_vlms / fixture / "images" / "farm_wide.png")
-    sample = Sample(0, "s", (picture,), "the barn")
-    request = made.request(known_tasks()["rs_vg"], sample, Sampling(max_new_tokens=4))
-    assert "the barn" in request.turns[0]["content"]
-    assert made.backend.generate([request, request])[0] == made.backend.generate([request])[0]
-    if name == "lhrs":
-        assert family_of(str(folder)) == "lhrs"
-    else:
-        with pytest.raises(JobError, match="--model_type geochat"):
-            family_of(str(folder))
-
-
 TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 4096,

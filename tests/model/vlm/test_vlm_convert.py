@@ -258,8 +258,23 @@ def test_lhrs_with_an_adapter_that_does_not_fit(tmp_path):
     )
     with pytest.raises(JobError, match=r"for nothing in the text model: .*layers\.9\.mlp.*, model\.layers\.1\.mlp"):
         convert_lhrs(source, tmp_path / "new")
+    settings = json.loads((lora / "adapter_config.json").read_text())
+    (lora / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+    with pytest.raises(JobError, match=r"no plain LoRA adapter: use_dora"):
+        convert_lhrs(source, tmp_path / "new")
+    (lora / "adapter_config.json").write_text("{")
+    with pytest.raises(JobError, match=r"no adapter_config\.json that can be read"):
+        convert_lhrs(source, tmp_path / "new")
+
+
+def test_lhrs_needs_its_text_model(tmp_path):
+    source = PUBLISHED_VLMS / LHRS / "checkpoint"
     with pytest.raises(JobError, match="--text_base"):
         convert(source, tmp_path / "new")
+    with pytest.raises(JobError, match="holds no text model with its tokeniser"):
+        convert(source, tmp_path / "new", text_base=tmp_path / "nothing", tower=tower_of(LHRS))
+    with pytest.raises(JobError, match="is no Llama model but a qwen2_vl"):
+        convert(source, tmp_path / "new", text_base=ROOT / "assets" / "nano" / "base", tower=tower_of(LHRS))
 
 
 def test_lhrs_with_a_resampler_of_before_the_experts(tmp_path):
@@ -289,12 +304,27 @@ class Code:
         return os.mkdir, ("was_run",)
 
 
-def test_a_checkpoint_cannot_run_code(tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_damaged_or_runs_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Code()}, tmp_path / "pytorch_model.bin")
     with pytest.raises(JobError, match="cannot be read as weights alone"):
         stored_weights(tmp_path)
     assert not Path("was_run").exists()
+    torch.save([torch.zeros(2)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(JobError, match="it holds a list, not weights by name"):
+        stored_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"PK")
+    with pytest.raises(JobError, match="cannot be read as weights alone"):
+        stored_weights(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(JobError, match=r"model\.safetensors cannot be read as weights alone"):
+        stored_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": []}')
+    with pytest.raises(JobError, match="is no index of weights"):
+        stored_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"w": "lost.safetensors"}}')
+    with pytest.raises(JobError, match=r"lost\.safetensors cannot be read"):
+        stored_weights(tmp_path)
 
 
 def test_weights_pass_one_shard_at_a_time(tmp_path, monkeypatch):
