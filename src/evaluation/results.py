@@ -145,13 +145,19 @@ def resampled_ratios(hits: np.ndarray, n: np.ndarray, seed: int = 0) -> np.ndarr
     Returns:
         float64 (1000, figures).
     """
-    rng, clusters = np.random.default_rng(seed), len(hits)
-    both = np.concatenate([hits, n], axis=1).astype(np.float64)
-    sums = np.empty((_RESAMPLES, both.shape[1]))
-    for k in range(_RESAMPLES):
-        sums[k] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ both
+    sums = resampled_sums(np.concatenate([hits, n], axis=1), seed)
     figures = hits.shape[1]
     return sums[:, :figures] / np.maximum(sums[:, figures:], 1)
+
+
+def resampled_sums(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Bootstrap over clusters: sums of values (clusters, figures) of clusters drawn again, float64 (1000, figures)."""
+    rng, clusters = np.random.default_rng(seed), len(values)
+    values = values.astype(np.float64, copy=False)
+    sums = np.empty((_RESAMPLES, values.shape[1]))
+    for k in range(_RESAMPLES):
+        sums[k] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ values
+    return sums
 
 
 def metric_text(metric: Metric | None) -> str:

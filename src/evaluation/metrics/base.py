@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from src.evaluation.results import Metric, resampled_ratios, with_interval
+from src.evaluation.results import Metric, resampled_sums, with_interval
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ def means_of_groups(right: Sequence[bool], groups: Sequence[Sequence[str]]) -> t
 
 def _drawn(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
     """Ratios of sums over records drawn again, (draws, figures); NaN where a draw has nothing to divide by."""
-    both = np.concatenate([parts, wholes], axis=1)
-    means = resampled_ratios(both, np.ones_like(both))
-    upper, lower = np.split(means, 2, axis=1)
+    upper, lower = np.split(resampled_sums(np.concatenate([parts, wholes], axis=1)), 2, axis=1)
     return np.divide(upper, lower, out=np.full_like(upper, np.nan), where=lower > 0)
 
 

@@ -20,7 +20,7 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer
 from pycocoevalcap.rouge.rouge import Rouge
 
 from src.evaluation.metrics.base import Scored, nothing, ratio
-from src.evaluation.results import Metric, resampled_ratios, with_interval
+from src.evaluation.results import Metric, resampled_sums, with_interval
 from src.rewards.answers import final_answer
 
 NAMES = ("bleu1", "bleu2", "bleu3", "bleu4", "meteor_stem", "rouge_l", "cider")
@@ -85,9 +85,8 @@ def score_captions(references: Sequence[Sequence[str]], texts: Sequence[str | No
 def _bleu(scorer: BleuScorer) -> list[Metric]:
     """BLEU-1 to 4 of the corpus, with intervals from captions drawn again."""
     sums = np.array([[c["testlen"], _closest(c), *c["correct"], *c["guess"]] for c in scorer.ctest], dtype=np.float64)
-    drawn = resampled_ratios(sums, np.ones_like(sums)) * len(sums)
-    value, low_high = _bleu_of(sums.sum(axis=0)[None])[0], _bleu_of(drawn)
-    return [with_interval(float(value[n]), len(sums), low_high[:, n]) for n in range(4)]
+    value, drawn = _bleu_of(sums.sum(axis=0)[None])[0], _bleu_of(resampled_sums(sums))
+    return [with_interval(float(value[n]), len(sums), drawn[:, n]) for n in range(4)]
 
 
 def _closest(comps: dict[str, Any]) -> float:
