@@ -110,7 +110,7 @@ def ask(job: Job, adapter: Adapter, task: Task, team: Team, force: bool = False)
     Raises:
         JobError: as :func:`src.evaluation.tasks.read_samples`, or the model cannot be used.
     """
-    samples = read_samples(job.data_root / task.file, job.limit)
+    samples = read_samples(job.data_root / task.file, job.limit, task.images)
     asked = [digest(adapter.turns(task, sample), _below(job.data_root, sample.images)) for sample in samples]
     parts = AnswerParts(_answers_folder(job, adapter) / (job.group(task) + "." + task.name), team.rank, team.world)
     if force:

@@ -238,6 +238,20 @@ def test_boxes_are_of_the_image_whatever_the_order_of_its_size(tmp_path):
     assert result.metrics["precision@0.9"]["n"] == 3
 
 
+def test_true_boxes_may_be_shares_of_the_image(tmp_path):
+    """As VRSBench writes them."""
+    grounding(tmp_path)
+    record = {"image_id": "wide.png", "question": "x", "ground_truth": "{<10><20><90><90>}", "question_id": 4}
+    (tmp_path / "data" / "VRSBench_EVAL_referring.json").write_text(json.dumps([record]))
+    (tmp_path / "data" / "pictures").rename(tmp_path / "data" / "Images_val")
+    prompt = adapter(Oracle(tmp_path)).family.prompts["grounding"].replace("{question}", "x")
+    run(job_of(tmp_path), [Oracle(tmp_path / "data", {prompt: "(100,200),(900,900)"})], "vrsbench_vg")
+    (line,) = next((tmp_path / "out").glob("*.jsonl")).read_text().splitlines()
+    told = json.loads(line)
+    assert told["boxes"] == told["true_boxes"] == [[100, 100, 900, 450]]
+    assert (told["id"], told["hits"]) == ("4", 1)
+
+
 def test_odd_true_boxes_do_not_stop_a_run(tmp_path):
     """Defect 71: no box, three numbers and decimals in the annotations."""
     records = [chat("a", "[100.5, 50.0, 900.0, 450.5]"), chat("a", "[1, 2, 3]"), chat("a", "no box"),

@@ -24,6 +24,7 @@ MODEL_TYPES: dict[str, tuple[str, str | None]] = {
 _BY_TYPE = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_5_vl", "llava": "llava", "llava_next": "llava"}
 _BY_TYPE |= {"internvl": "internvl", "internvl_chat": "internvl", "lhrs": "lhrs"}
 _BY_NAME = (  # the first that occurs in the name without - and _
+    ("rsr1", "qwen2vl_rs_r1"),
     *(("qwen2.5vl", "qwen2_5_vl"), ("qwen2vl", "qwen2_vl"), ("internvl3", "internvl3"), ("internvl", "internvl")),
     *(("geochat", "geochat"), ("skysense", "skysensegpt"), ("vhm", "vhm"), ("lhrs", "lhrs"), ("llava", "llava")),
 )
@@ -65,7 +66,7 @@ def family_of(model: str) -> str:
     kind = config.get("model_type", "")
     if kind == "llava" and "compat" in config and by_name not in ("geochat", "skysensegpt", "vhm"):
         raise JobError(f"{model} is a converted checkpoint: say which with --model_type geochat, skysensegpt or vhm")
-    if (kind == "llava" and "compat" in config) or kind not in _BY_TYPE or by_name == "internvl3":
+    if (kind == "llava" and "compat" in config) or kind not in _BY_TYPE or by_name in ("internvl3", "qwen2vl_rs_r1"):
         return by_name or "generic"
     return _BY_TYPE[kind]
 

@@ -28,6 +28,7 @@ class Task:
         prompt: one of ``PROMPTS``: which sentence of the model's family goes around the question.
         instruction: a line behind the question.
         boxes: how true boxes are written, a key of :data:`src.rewards.boxes.BOX_FORMATS`.
+        images: folder of the images below the data root, where records do not name one; "": named like the file.
         types: what the types of questions are called; others keep their names.
         name: of the task.
     """
@@ -38,6 +39,7 @@ class Task:
     prompt: str = "as_is"
     instruction: str = ""
     boxes: str = "ground_truth"
+    images: str = ""
     types: dict[str, str] = field(default_factory=dict)
     name: str = ""
 

@@ -60,23 +60,24 @@ def refuse_no_file(path: Path, task: str) -> None:
         raise JobError(f"task {task} needs {path}, which does not exist")
 
 
-def read_samples(path: Path, limit: int | None = None) -> list[Sample]:
+def read_samples(path: Path, limit: int | None = None, images: str = "") -> list[Sample]:
     """The questions of an annotation file (JSON list or JSON lines), all or the first ``limit``; they stay in memory.
 
     Keys of a record (the first that is there counts): ``images | image | image_id | filename`` one path or several;
-    ``image_path`` their folder, relative to the annotations' folder (without it: a folder there named like the file,
-    but for ``images``, which are relative to the annotations' folder); ``conversations | conversation`` in turns, of
-    which each pair is a question of its own, or ``question | query`` with ``references | ground_truth | answer |
-    captions``; ``options`` a list or letter to text; ``type`` one or several; ``size`` (height, width).
+    ``image_path`` their folder, relative to the annotations' folder (without it: the folder ``images`` there, or one
+    named like the file; but the paths of the key ``images`` are relative to the annotations' folder);
+    ``conversations | conversation`` in turns, of which each pair is a question of its own, or ``question | query``
+    with ``references | ground_truth | answer | captions``; ``options`` a list or letter to text; ``type`` one or
+    several; ``size`` (height, width).
 
     Raises:
         JobError: no such file, or no list in it.
     """
     refuse_no_file(path, path.stem)
-    return list(islice(_samples(path), limit))
+    return list(islice(_samples(path, images or path.stem), limit))
 
 
-def _samples(path: Path) -> Iterator[Sample]:
+def _samples(path: Path, folder: str) -> Iterator[Sample]:
     index = 0
     for row_number, row in enumerate(iter_rows(path)):
         name = f"{path.name}:{row_number}"
@@ -85,7 +86,7 @@ def _samples(path: Path) -> Iterator[Sample]:
                 raise row
             given = next((row[key] for key in _IDS if row.get(key) not in (None, "")), name)
             pairs = list(_pairs(row))
-            images, size = _images(row, path), _size(row.get("size"))
+            images, size = _images(row, path.parent, folder), _size(row.get("size"))
             options, types = _options(row.get("options")), _types(row.get("type"))
         except RecordError as error:
             yield Sample(index, name, error=RecordError(error.kind, f"{name}: {error}"))
@@ -118,15 +119,15 @@ def _references(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(_text(one, "an answer") for one in several)
 
 
-def _images(row: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def _images(row: Mapping[str, Any], root: Path, folder: str) -> tuple[str, ...]:
     key = next((key for key in _IMAGES if row.get(key)), None)
     if key is None:
         raise RecordError("missing_image", "the record names no image")
     given = row[key] if isinstance(row[key], list) else [row[key]]
-    below = row.get("image_path", "" if key == "images" else path.stem)
+    below = row.get("image_path", "" if key == "images" else folder)
     if not isinstance(below, str) or not all(isinstance(name, str) and name for name in given):
         raise RecordError("bad_record", f"{key} and image_path must be paths")
-    return tuple(str(path.parent / below / name) for name in given)
+    return tuple(str(root / below / name) for name in given)
 
 
 def _options(given: Any) -> dict[str, str]:

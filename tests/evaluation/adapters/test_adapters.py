@@ -112,6 +112,7 @@ def test_a_family_is_found_by_the_configuration_then_by_the_name(tmp_path):
         family_of(folder("e", model_type="llava", compat="intended"))
     assert family_of("Qwen/Qwen2.5-VL-7B-Instruct") == "qwen2_5_vl"
     assert family_of("PumpkinCat/Qwen2VL-7B-RS") == "qwen2_vl"
+    assert family_of(folder("Qwen2VL-7B-RS-R1", model_type="qwen2_vl")) == "qwen2vl_rs_r1"
     assert family_of("") == "generic"
     assert family_of(str(BASE)) == "qwen2_vl"
 

@@ -79,6 +79,7 @@ def test_our_form_and_vrsbench(tmp_path):
     assert ours.asked("Pick one.") == "<image>before <image>after?\nA. Yes\nB. No\nPick one."
     assert (vrs.id, vrs.references, vrs.types) == ("3", ("{<1><2><3><4>}",), ("x",))
     assert vrs.images == (str(tmp_path / "cls_AID" / "P1.png"),)
+    assert read_samples(path, images="Images_val")[1].images == (str(tmp_path / "Images_val" / "P1.png"),)
     assert caption.references == ("one", "two")
 
 
