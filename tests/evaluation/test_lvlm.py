@@ -19,9 +19,11 @@ from src.evaluation.adapters import Adapter
 from src.evaluation.adapters.families import FAMILIES
 from src.evaluation.backends import Sampling
 from src.evaluation.backends.base import Backend, Options, Text
+from src.evaluation.backends.transformers_model import TransformersBackend, TransformersOptions
 from src.evaluation.lvlm import Job, Team, ask, evaluate
 from src.evaluation.results import read_results
 from src.evaluation.tasks import known_tasks
+from tests.evaluation.backends.chat_server import serving
 
 ROOT = Path(__file__).parents[2]
 
@@ -320,6 +322,24 @@ def test_the_program_gives_the_same_bytes_from_two_processes(scenes, tmp_path, c
     assert (tmp_path / "two" / "results.html").is_file()
     parts = {path.name for path in (tmp_path / "two").rglob("part-*.jsonl")}
     assert parts == {"part-0000.jsonl", "part-0001.jsonl"}
+
+
+def test_a_server_gives_the_numbers_of_the_model_and_its_key_is_written_nowhere(scenes, tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    arguments = ["--data_root", str(scenes), "--task", "scenes_count", "--max_new_tokens", "4"]
+    backend = TransformersBackend("assets/nano/base", TransformersOptions(device="cpu", progress=False))
+    rs_evaluation.main([*arguments, "--model_path", "assets/nano/base", "--output_dir", str(tmp_path / "here"),
+                        "--option", "device=cpu"])  # fmt: skip
+    with serving(backend) as (url, behaviour):
+        behaviour.key = "sk-secret"
+        rs_evaluation.main([*arguments, "--model_type", "openai", "--model_path", "nano", "--family", "qwen2_vl",
+                            "--output_dir", str(tmp_path / "there"),
+                            "--option", f"url={url}", "api_key=sk-secret"])  # fmt: skip
+    here, there = (next((tmp_path / name).glob("*.jsonl")).read_text() for name in ("here", "there"))
+    assert here == there
+    for path in (tmp_path / "there").rglob("*.*"):
+        assert path.is_dir() or b"sk-secret" not in path.read_bytes(), path
 
 
 def test_made_scenes_hold_true_boxes_and_several_captions(scenes):

@@ -72,6 +72,8 @@ def family_of(model: str) -> str:
 
 
 def _config(model: str) -> dict[str, Any]:
+    if not model:
+        return {}  # what a server serves
     try:
         path = Path(locate(model))
         file = path / "config.json" if path.is_dir() else cached_file(model, "config.json", local_files_only=True)
