@@ -1,7 +1,9 @@
-"""What many tests share: the fixture checkpoint of the published class, and a folder of small pictures."""
+"""What many tests share: fixture checkpoints of published models, and a folder of small pictures."""
 
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any import that reads it; programs that tests start inherit it
@@ -13,6 +15,7 @@ from PIL import Image
 from src.curation.scorer import Scorer
 
 LEGACY = Path(__file__).parent / "fixtures" / "legacy_reward"
+PUBLISHED_VLMS = Path(__file__).parent / "fixtures" / "vlm_adapters"
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +33,33 @@ def legacy_cases() -> dict:
 def tiny_scorer() -> Scorer:
     """A scorer with random weights: small, quick, and as sensitive to its input as can be."""
     return Scorer.from_pretrained(LEGACY / "checkpoint", device="cpu", workers=2)
+
+
+@pytest.fixture(scope="session")
+def published_vlms() -> Path:
+    """Folder with tiny random checkpoints of four model families in their layouts, and what their loaders compute."""
+    return PUBLISHED_VLMS
+
+
+@pytest.fixture(scope="session")
+def converted_vlm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``(family, compat="intended")`` to the converted checkpoint of that family, made once."""
+    from src.model.vlm.convert import convert  # not for every session
+
+    @cache
+    def converted(family: str, compat: str = "intended") -> Path:
+        source = PUBLISHED_VLMS / family
+        base = source / "text_base"
+        target = tmp_path_factory.mktemp(family) / compat
+        return convert(
+            source / "checkpoint",
+            target,
+            tower=source / "stock_tower",
+            text_base=base if base.exists() else None,
+            compat=compat,
+        )
+
+    return converted
 
 
 @pytest.fixture

@@ -15,15 +15,17 @@ import uvicorn
 from python_script import (
     benchmark,
     compare_subsets,
+    convert_checkpoint,
     convert_clip,
     export_subset,
+    make_evaluation_data,
     make_nano_clip,
     make_scenes,
     make_vlm_data,
     tally_subset,
 )
 from python_script.build_preference import BuildConfig
-from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves
+from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves, rs_evaluation
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
@@ -59,11 +61,11 @@ SCHEMAS = {
 }
 PARSERS = {
     "benchmark.py": benchmark, "clip_classification.py": clip_classification, "compare_subsets.py": compare_subsets,
+    "convert_checkpoint.py": convert_checkpoint,
     "convert_clip.py": convert_clip, "eval_retrieval.py": eval_retrieval, "export_subset.py": export_subset,
-    "make_nano_clip.py": make_nano_clip, "make_scenes.py": make_scenes, "make_vlm_data.py": make_vlm_data,
-    "result_table.py": result_table,
-    "reward_curves.py": reward_curves,
-    "tally_subset.py": tally_subset,
+    "make_evaluation_data.py": make_evaluation_data, "make_nano_clip.py": make_nano_clip,
+    "make_scenes.py": make_scenes, "make_vlm_data.py": make_vlm_data, "result_table.py": result_table,
+    "reward_curves.py": reward_curves, "rs_evaluation.py": rs_evaluation, "tally_subset.py": tally_subset,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {
@@ -102,7 +104,7 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
         assert re.search(r":8000(/[a-z]+)$", words[-1])[1] in create_app().openapi()["paths"]
         return
     if words[:2] == ["accelerate", "launch"]:
-        assert (ROOT / words[3]).is_file()
+        assert words[2] == "--num_processes" or (ROOT / words[3]).is_file()
         words = ["python", *words[4:]]
     runner, program, *arguments = words
     assert runner == ("bash" if program.endswith(".sh") else "python")

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from src.config import exit_on_job_error
-from src.evaluation.result_table import MAIN, markdown, tables_of, write_csv, write_table_chart, write_table_page
+from src.evaluation.result_table import MAIN, markdown, tables_of, write_tables
 from src.evaluation.results import read_results
 
 
@@ -25,13 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     with exit_on_job_error():
         tables = tables_of(read_results(args.folders), args.metrics, args.sets)
-        args.output.mkdir(parents=True, exist_ok=True)
-        text = markdown(tables)
-        (args.output / "results.md").write_text(text, encoding="utf-8")
-        write_csv(tables, args.output / "results.csv")
-        write_table_page(tables, args.output / "results.html")
-        write_table_chart(tables, args.output / "results.png")
-        print(text, *(args.output / f"results.{form}" for form in ("md", "csv", "html", "png")), sep="\n")
+        paths = write_tables(tables, args.output)
+        print(markdown(tables), *paths, sep="\n")
 
 
 if __name__ == "__main__":

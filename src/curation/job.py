@@ -221,7 +221,7 @@ def _manifest(spec: DataSpec, scorer: Scorer, model_path: str, total: int, shard
     return {
         "data": {**asdict(spec), "path": absolute_path(spec.path), "image_root": root and str(root.resolve())},
         "input": {**input_fingerprint(spec), "records": total},
-        "model": {"path": model_path, "weights": _weights(model_path), "dtype": str(scorer.model.dtype)},
+        "model": {"path": model_path, "weights": weights_of(model_path), "dtype": str(scorer.model.dtype)},
         "template": encoder.template,
         "position_scheme": scorer.model.config.position_scheme,
         "limits": {**asdict(encoder.limits), "max_tokens": encoder.max_tokens},
@@ -232,8 +232,8 @@ def _manifest(spec: DataSpec, scorer: Scorer, model_path: str, total: int, shard
     }
 
 
-def _weights(model_path: str) -> list[dict[str, Any]] | str:
-    """Fingerprints of all that a folder's scores come from; a hub id stands for itself."""
+def weights_of(model_path: str) -> list[dict[str, Any]] | str:
+    """Fingerprints of all that a model folder's output comes from; a hub id stands for itself."""
     folder = Path(locate(model_path))
     kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja")
     files = sorted(file for kind in kinds for file in folder.glob(kind)) if folder.is_dir() else []

@@ -55,7 +55,8 @@ def interval_dots(
     )
     if apart:
         base = base.encode(yOffset=alt.YOffset("by:N", sort=list(colours)))
-    across = alt.X("accuracy:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1]))
+    top = max([1.0, *(point["high"] for point in points)])  # CIDEr goes beyond 1
+    across = alt.X("accuracy:Q", title=title, axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, top]))
     dots = base.mark_circle(size=90, opacity=0.9).encode(x=across)
     bars = base.mark_rule(strokeWidth=2, opacity=0.5).encode(x=alt.X("low:Q", title=title), x2="high:Q")
     if chance is None:

@@ -15,7 +15,14 @@ from src.evaluation.charts import interval_dots, save_page
 from src.evaluation.results import Metric, Result, metric_text
 
 DASH = "—"
-MAIN = ("top1", "mean_per_class_recall", "mean_recall", "accuracy", "precision")  # shown unless others are asked for
+MAIN = (
+    "top1",
+    "mean_per_class_recall",
+    "mean_recall",
+    "accuracy",
+    "precision",
+    "cider",
+)  # shown unless others are asked for
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
 
@@ -50,10 +57,15 @@ class Table:
         values = [value for name in self.sets if (value := self.value(model, name)) is not None]
         return sum(values) / len(values) if len(values) == len(self.sets) else None
 
+    @property
+    def unit(self) -> str | None:
+        """Of figures that are no shares; of those the least is best."""
+        return next((metric["unit"] for metric in self.cells.values() if metric and "unit" in metric), None)
+
     def best(self, name: str | None = None) -> float | None:
-        """The highest value on a set, or the highest average."""
+        """The best value on a set, or the best average."""
         values = [self.value(model, name) if name else self.average(model) for model in self.models]
-        return max((value for value in values if value is not None), default=None)
+        return (min if self.unit else max)((value for value in values if value is not None), default=None)
 
 
 def tables_of(results: Sequence[Result], metrics: Sequence[str] = (), sets: Sequence[str] = ()) -> list[Table]:
@@ -93,14 +105,30 @@ def markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         several = len(table.sets) > 1
         head = ["model", *table.sets, *(["average"] if several else [])]
-        lines = [f"### {table.task}: {table.metric} (%)", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+        lines = [
+            f"### {table.task}: {table.metric} ({table.unit or '%'})",
+            "",
+            _line(head),
+            _line(["---", *["---:"] * (len(head) - 1)]),
+        ]
         for model in table.models:
-            cells = [_bold(table.value(model, name), table.best(name)) for name in table.sets]
-            average = [_bold(table.average(model), table.best())] if several else []
+            cells = [_bold(table.value(model, name), table.best(name), table.unit) for name in table.sets]
+            average = [_bold(table.average(model), table.best(), table.unit)] if several else []
             lines.append(_line([model.replace("|", "\\|"), *cells, *average]))
         notes = [f"{model} lacks {', '.join(table.missing(model))}" for model in table.models if table.missing(model)]
         parts.append("\n".join([*lines, *(["", f"{DASH} no value: {'; '.join(notes)}."] if notes else [])]))
     return "\n\n".join(parts) + "\n"
+
+
+def write_tables(tables: Sequence[Table], folder: Path) -> list[Path]:
+    """Write ``results.md``, ``.csv``, ``.html`` and ``.png``; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"results.{form}" for form in ("md", "csv", "html", "png")]
+    paths[0].write_text(markdown(tables), encoding="utf-8")
+    write_csv(tables, paths[1])
+    write_table_page(tables, paths[2])
+    write_table_chart(tables, paths[3])
+    return paths
 
 
 def write_csv(tables: Sequence[Table], target: Path) -> None:
@@ -136,7 +164,9 @@ def chart(table: Table) -> Any:
 def write_table_page(tables: Sequence[Table], target: Path) -> None:
     """Write one self-contained HTML page of the tables and their charts."""
     facts = {
-        "tables": [(table, chart(table).properties(width="container").to_dict()) for table in tables],
+        "tables": [
+            (table, None if table.unit else chart(table).properties(width="container").to_dict()) for table in tables
+        ],
         "names": short_names([model for table in tables for model in table.models]),
         "text": metric_text,
         "made": datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
@@ -145,8 +175,9 @@ def write_table_page(tables: Sequence[Table], target: Path) -> None:
 
 
 def write_table_chart(tables: Sequence[Table], target: Path) -> None:
-    """Write the charts below one another, as :func:`src.evaluation.charts.save_page` does."""
-    titled = [chart(table).properties(title=f"{table.task}: {table.metric}") for table in tables]
+    """Write the charts below one another, as :func:`src.evaluation.charts.save_page` does; of shares, if there are."""
+    shares = [table for table in tables if not table.unit] or tables
+    titled = [chart(table).properties(title=f"{table.task}: {table.metric}") for table in shares]
     save_page(alt.vconcat(*titled, spacing=28).resolve_scale(color="independent"), target)
 
 
@@ -163,7 +194,8 @@ def short_names(models: Sequence[str]) -> dict[str, str]:
 
 def _ranked(table: Table) -> Table:
     averages = {model: table.average(model) for model in table.models}
-    order = sorted(table.models, key=lambda model: -_or(averages[model], -1.0))
+    sign, last = (1, float("inf")) if table.unit else (-1, -1.0)
+    order = sorted(table.models, key=lambda model: sign * _or(averages[model], last))
     return Table(table.task, table.metric, tuple(order), table.sets, table.cells)
 
 
@@ -175,7 +207,8 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _bold(value: float | None, best: float | None) -> str:
+def _bold(value: float | None, best: float | None, unit: str | None) -> str:
     if value is None:
         return DASH
-    return f"**{100 * value:.1f}**" if value == best else f"{100 * value:.1f}"
+    text = f"{value:.2f}" if unit else f"{100 * value:.1f}"
+    return f"**{text}**" if value == best else text

@@ -8,11 +8,11 @@ task       ``zero_shot``, ``retrieval`` ...
 set        name of the data set
 model      path or hub id that the model was loaded from
 metrics    by name ``{"value", "low", "high", "n"}``: a share in 0..1, its 95 % interval and how many it is of; the
-           value is null where a metric is not defined
+           value is null where a metric is not defined; with ``"unit"`` it is no share, and less is better
 counts     ``records = ok + the sum of errors``, ``errors`` by kind, and what else was counted
 settings   what was measured how: paths, templates, batch size, type of weights ...
 versions   of Python and of the libraries that decide about figures
-created    time of writing, UTC
+created    time of writing, UTC; null where results are to be compared byte by byte
 details    tables of the task (per class, confusion matrix, the first unusable records ...)
 ========== ===========================================================================================================
 """
@@ -56,8 +56,11 @@ class Result:
     settings: Mapping[str, Any] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def write(self, folder: str | Path) -> Path:
+    def write(self, folder: str | Path, dated: bool = True) -> Path:
         """Write the file, whole or not at all, in the place of an earlier one of the same data; its path.
+
+        Args:
+            dated: say when; without it equal results are equal files.
 
         Raises:
             JobError: as :func:`result_path`.
@@ -66,7 +69,7 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version(), **{package: version(package) for package in _VERSIONS}}
         content = {"schema": SCHEMA, **asdict(self), "versions": versions}
-        content["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+        content["created"] = datetime.now(UTC).isoformat(timespec="seconds") if dated else None
         content["details"] = content.pop("details")
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
@@ -142,23 +145,30 @@ def resampled_ratios(hits: np.ndarray, n: np.ndarray, seed: int = 0) -> np.ndarr
     Returns:
         float64 (1000, figures).
     """
-    rng, clusters = np.random.default_rng(seed), len(hits)
-    both = np.concatenate([hits, n], axis=1).astype(np.float64)
-    sums = np.empty((_RESAMPLES, both.shape[1]))
-    for k in range(_RESAMPLES):
-        sums[k] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ both
+    sums = resampled_sums(np.concatenate([hits, n], axis=1), seed)
     figures = hits.shape[1]
     return sums[:, :figures] / np.maximum(sums[:, figures:], 1)
+
+
+def resampled_sums(values: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Bootstrap over clusters: sums of values (clusters, figures) of clusters drawn again, float64 (1000, figures)."""
+    rng, clusters = np.random.default_rng(seed), len(values)
+    values = values.astype(np.float64, copy=False)
+    sums = np.empty((_RESAMPLES, values.shape[1]))
+    for k in range(_RESAMPLES):
+        sums[k] = np.bincount(rng.integers(clusters, size=clusters), minlength=clusters) @ values
+    return sums
 
 
 def metric_text(metric: Metric | None) -> str:
     """``87.5 % (85.1 to 89.6, n = 1,000)``, or a dash where there is none."""
     if metric is None or metric["value"] is None:
         return "—"
-    text = f"{100 * metric['value']:.1f} %"
-    if metric.get("low") is None:
-        return text
-    return f"{text} ({100 * metric['low']:.1f} to {100 * metric['high']:.1f}, n = {metric['n']:,})"
+    unit = metric.get("unit")
+    scale, digits = (1, 2) if unit else (100, 1)
+    value, low, high = (f"{scale * (metric.get(key) or 0.0):.{digits}f}" for key in ("value", "low", "high"))
+    text = f"{value} {unit or '%'}"
+    return text if metric.get("low") is None else f"{text} ({low} to {high}, n = {metric['n']:,})"
 
 
 def _file_part(text: str) -> str:

@@ -39,8 +39,8 @@ KEY_MAPPING = {
     r"^model\.(?!visual\.|language_model\.)": "model.language_model.",
 }
 
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 log = logging.getLogger(__name__)
 
@@ -85,17 +85,17 @@ def checkpoint_keys(path: str | Path, **hub: str | bool | None) -> set[str]:
         raise JobError(f"model path {str(path)!r} is a file; give the folder that holds config.json")
     quiet = {"_raise_exceptions_for_missing_entries": False, **hub}
     try:
-        for name in _INDEXES:
+        for name in WEIGHT_INDEXES:
             if index := cached_file(str(path), name, **quiet):
                 return set(json.loads(Path(index).read_text())["weight_map"])
-        for name in _WEIGHTS:
+        for name in WEIGHT_FILES:
             if weights := cached_file(str(path), name, **quiet):
                 return _stored_keys(Path(weights))
     except OSError as error:
         raise JobError(f"no model at {str(path)!r}: not a folder here, and not to be had from the hub") from error
     if not Path(path).is_dir():
         raise JobError(f"no model at {str(path)!r}: not a folder here, nor within reach of the hub")
-    raise JobError(f"{str(path)!r} holds no weights (looked for {', '.join(_INDEXES + _WEIGHTS)})")
+    raise JobError(f"{str(path)!r} holds no weights (looked for {', '.join(WEIGHT_INDEXES + WEIGHT_FILES)})")
 
 
 def _stored_keys(weights: Path) -> set[str]:

@@ -170,15 +170,15 @@ def test_features_with_errors_that_may_pass_are_not_kept(clip, pictures, tmp_pat
     paths += [tmp_path / "broken.png", tmp_path / "none.png"]
     states = [image_state(path) for path in paths]
     store = FeatureStore(clip, cache=tmp_path / "cache", progress=False)
-    read = Path.read_bytes
+    opened = Path.open
 
-    def fail(path: Path) -> bytes:
+    def fail(path: Path, *args, **options):
         if path == paths[1].resolve():
             raise OSError(errno.EIO, "Input/output error")
-        return read(path)
+        return opened(path, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", fail)
+        patch.setattr(Path, "open", fail)
         assert list(store.images(states, lambda: paths).errors) == [1, 3, 4]
     assert "1 images may be readable another time" in caplog.text
     found = store.images(states, lambda: paths)

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from src.evaluation.backends.base import Answer, Backend, Options, Prompt, Text
 from src.evaluation.backends.refusals import in_halves
 from src.evaluation.backends.sampler import RowSampler, RowStops
 from src.model.checkpoint import locate, usable_attention
+from src.model.vlm.convert import is_converted, is_published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class TransformersOptions(Options):
         batch_size: texts that are generated side by side.
         max_pixels: shrink images to at most so many pixels; None keeps the processor's own limit.
         max_prompt_tokens: a longer prompt, image tokens included, is an error of its request.
+        image_library: resizes images, ``pil`` or ``torchvision``, which is faster; None: ``pil`` for converted
+            checkpoints, whose authors used it, else ``torchvision``.
         trust_remote_code: run code that comes with the model.
     """
 
@@ -42,6 +45,7 @@ class TransformersOptions(Options):
     batch_size: int = 16
     max_pixels: int | None = None
     max_prompt_tokens: int = 16384
+    image_library: Literal["pil", "torchvision"] | None = None
     trust_remote_code: bool = False
     window: int = 64
 
@@ -62,7 +66,6 @@ class TransformersBackend(Backend):
         if dtype == "auto":
             dtype = torch.float32 if device == "cpu" else torch.bfloat16
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(path, trust_remote_code=options.trust_remote_code)
             self.model: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype,
@@ -70,7 +73,14 @@ class TransformersBackend(Backend):
                 attn_implementation=usable_attention(None, device != "cpu", dtype not in (torch.float32, "float32")),
                 trust_remote_code=options.trust_remote_code,
             ).eval()
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            library = options.image_library or ("pil" if is_converted(self.model.config) else None)
+            self.processor: Any = AutoProcessor.from_pretrained(
+                path, trust_remote_code=options.trust_remote_code, **({"backend": library} if library else {})
+            )
+        except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+            if is_published(path):
+                command = "python python_script/convert_checkpoint.py"
+                raise JobError(f"{path!r} is in its published layout; convert it first: {command}") from error
             raise JobError(f"cannot load {path!r} as an image-text-to-text model: {error}") from error
         tokenizer = getattr(self.processor, "tokenizer", None)
         if tokenizer is None or not getattr(self.processor, "image_processor", None):
@@ -178,6 +188,8 @@ class TransformersBackend(Backend):
         if len(images) == len(keys) or not self._takes_features:
             return inputs
         vision = self.processor.image_processor(images=list(images.values()), return_tensors="pt")
+        if "num_patches" in vision:  # InternVL's processor cuts images into pieces, which this alone does not
+            return inputs
         encoded = self.model.get_image_features(**vision.to(self.model.device), return_dict=True).pooler_output
         features = dict(zip(images, encoded, strict=True))
         shown: Any = [features[key] for key in keys]
