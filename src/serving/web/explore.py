@@ -79,16 +79,16 @@ class ExploreTab:
         shown = [histogram, fraction, threshold, kept, dropped, note]
         quiet: dict[str, Any] = {**QUIET, "concurrency_id": "explore", "concurrency_limit": 4}
         latest: dict[str, Any] = {**quiet, "trigger_mode": "always_last"}
-        histogram.input(self.drag, look, shown, **latest)
+        histogram.input(self.drag, look, shown, trigger_mode="multiple", **quiet)
         fraction.input(self.by_fraction, [look, fraction], shown, **latest)
         threshold.input(self.by_threshold, [look, threshold], shown, **latest)
         for control in (source, label, status, sort):
             control.input(self.filter, [look, source, label, status, text, sort], shown, **latest)
         text.input(self.filter, [look, source, label, status, text, sort], shown, **latest)
-        kept.input(self.turn_kept, look, kept, **latest)
-        dropped.input(self.turn_dropped, look, dropped, **latest)
+        kept.input(self.turn_kept, look, kept, **quiet)
+        dropped.input(self.turn_dropped, look, dropped, **quiet)
         for cards in (kept, dropped, record):
-            cards.select(self.open, None, record, **latest)
+            cards.select(self.open, None, record, trigger_mode="multiple", **quiet)
         record.clear(lambda: {}, None, record, queue=False, **QUIET)
         export.click(self.export, look, [packed, note], **quiet)
         page.load(self.begin, look, [*shown, label], **quiet)

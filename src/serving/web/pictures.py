@@ -50,7 +50,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
     drawn = image.copy()
     pen = ImageDraw.Draw(drawn)
     size = max(11, min(image.size) // 22)
-    font, line = ImageFont.load_default(size), max(2, min(image.size) // 150)
+    font, line = ImageFont.load_default(size), max(3, min(image.size) // 150)
     for number, box in enumerate(boxes[:MAX_BOXES]):
         x1, x2 = (round(min(max(x, 0), BOX_UNITS) * (image.width - 1) / BOX_UNITS) for x in (box[0], box[2]))
         y1, y2 = (round(min(max(y, 0), BOX_UNITS) * (image.height - 1) / BOX_UNITS) for y in (box[1], box[3]))
@@ -88,5 +88,5 @@ def small_copy(image: Image.Image, side: int = SHOWN_SIDE) -> Image.Image:
 def data_uri(image: Image.Image) -> str:
     """The image as a JPEG in a data URI: nothing on the page is fetched by a path of this machine."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
+    image.save(stream, "JPEG", quality=85, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -43,7 +43,9 @@ class ScoreTab:
                     label="Picture", file_types=["image"], type="filepath", height=130, elem_id="score-picture"
                 )
                 example = gr.Button("Made scene", size="sm")
-                question = gr.Textbox(label="Question", info="none for captions", max_lines=4, elem_id="score-question")
+                question = gr.Textbox(
+                    label="Question", placeholder="none: the texts are captions", max_lines=4, elem_id="score-question"
+                )
                 with gr.Tabs():
                     with gr.Tab("Rank texts"):
                         texts = gr.Textbox(

@@ -5,7 +5,7 @@ const make = (tag, attributes, ...children) => {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false && child !== ""));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false && child !== ""));
   return node;
 };
 const picture = (source, alt) => make("img", { src: source, alt: alt || "", draggable: "false" });

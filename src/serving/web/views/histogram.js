@@ -10,7 +10,7 @@ const cut = make("input", { type: "range", min: 0, max: 1000, step: 1, class: "c
 const tip = make("output", { class: "tip" });
 const low = make("span"), high = make("span"), counts = make("div", { class: "counts", "aria-live": "polite" });
 element.replaceChildren(make("div", { class: "plot" }, plot, cut, tip), make("div", { class: "axis" }, low, make("span", null, "score"), high), counts);
-let state = {}, bars = [], timer = null, held = false;
+let state = {}, bars = [], held = false, wanted = null, asked = 0;
 
 const scoreAt = () => state.low + (cut.value / 1000) * (state.high - state.low);
 const paint = (score) => {
@@ -21,13 +21,14 @@ const paint = (score) => {
   tip.classList.toggle("left", place > 0.8);
   tip.textContent = number(score);
 };
-const tell = () => { timer = null; trigger("input", { threshold: scoreAt() }); };
-cut.addEventListener("input", () => {
-  held = true;
-  paint(scoreAt());
-  if (timer === null) timer = setTimeout(tell, 120);
-});
-cut.addEventListener("change", () => { held = false; clearTimeout(timer); tell(); });
+// One question at a time: while the server works, only the last place of the handle is remembered.
+const tell = () => {
+  if (wanted === null || wanted === state.threshold || Date.now() - asked < 3000) return;
+  asked = Date.now();
+  trigger("input", { threshold: wanted });
+};
+cut.addEventListener("input", () => { held = true; wanted = scoreAt(); paint(wanted); tell(); });
+cut.addEventListener("change", () => { held = false; wanted = scoreAt(); tell(); });
 
 show((value) => {
   if (!value.bins) { element.hidden = true; return; }
@@ -42,11 +43,14 @@ show((value) => {
     plot.replaceChildren(...bars);
   }
   state = value;
+  asked = 0;
+  if (wanted === value.threshold) wanted = null;
+  tell();
   low.textContent = number(value.low);
   high.textContent = number(value.high);
   counts.replaceChildren(...value.counts.map(([word, count, kind]) =>
     make("span", { class: kind }, make("b", null, count.toLocaleString("en")), " ", word)));
-  if (!held) {
+  if (!held && wanted === null) {
     cut.value = 1000 * (value.threshold - value.low) / (value.high - value.low || 1);
     paint(value.threshold);
   }

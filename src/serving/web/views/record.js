@@ -15,4 +15,5 @@ show((value) => {
       make("dl", null, facts.map(([name, told]) => [make("dt", null, name), make("dd", null, told)])),
       value.neighbours.length > 0 && make("h4", null, "Neighbours by score"),
       value.neighbours.length > 0 && strip(value.neighbours))));
+  element.scrollIntoView({ block: "nearest", behavior: "smooth" });
 });
