@@ -21,6 +21,7 @@ from python_script import (
     make_scenes,
     make_vlm_data,
     tally_subset,
+    web_demo,
 )
 from python_script.build_preference import BuildConfig
 from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves
@@ -62,6 +63,7 @@ PARSERS = {
     "result_table.py": result_table,
     "reward_curves.py": reward_curves,
     "tally_subset.py": tally_subset,
+    "web_demo.py": web_demo,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {

@@ -1,16 +1,15 @@
 """The page: its tabs, its looks, and the limits under which it is served."""
 
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before the import that reads it
 
 import gradio as gr
+from fastapi.middleware import Middleware
 from markupsafe import escape
-from starlette.datastructures import MutableHeaders
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from src.serving.web.chat import ChatTab, Stops
 from src.serving.web.explore import ExploreTab
@@ -30,17 +29,16 @@ POLICY = (
 
 
 class Policy:
-    """Middleware that sends ``POLICY`` with every answer."""
+    """ASGI middleware that sends ``POLICY`` with every answer."""
 
-    def __init__(self, app: ASGIApp):
+    def __init__(self, app: Callable[..., Awaitable[None]]):
         self.app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+        async def sending(message: Any) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
-                headers["Referrer-Policy"] = "same-origin"
+                added = [(b"content-security-policy", POLICY.encode()), (b"referrer-policy", b"same-origin")]
+                message = message | {"headers": [*message.get("headers", ()), *added]}
             await send(message)
 
         await self.app(scope, receive, sending)

@@ -29,8 +29,8 @@ SHOTS = os.environ.get("WEB_SCREENSHOTS")
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> list[Path]:
     folder = tmp_path_factory.mktemp("scenes")
-    paths = [folder / f"scene {seed}.png" for seed in (3, 12)]
-    for path, seed in zip(paths, (3, 12), strict=True):
+    paths = [folder / f"scene {seed}.png" for seed in (3, 41)]
+    for path, seed in zip(paths, (3, 41), strict=True):
         path.write_bytes(png_bytes(make_scene(seed).image))
     return paths
 
@@ -378,7 +378,7 @@ def test_screenshots(visit, scenes, tmp_path):
     for width, height in ((1280, 860), (390, 844)):
         page = visit(width, height)
         use_chat(page, scenes)
-        take(page, folder / ("web_chat.png" if width > 400 else "web_narrow.png"))
+        take(page, folder / "web_chat.png" if width > 400 else tmp_path / "chat.png")
         page.get_by_role("tab", name="Score", exact=True).click()
         page.locator("#score-picture input[type=file]").set_input_files(scenes[0])
         page.locator(".ranked .shot img").wait_for()
@@ -388,13 +388,14 @@ def test_screenshots(visit, scenes, tmp_path):
         take(page, folder / "web_score.png" if width > 400 else tmp_path / "score.png")
         page.get_by_role("tab", name="Explore", exact=True).click()
         page.locator("#kept .card img").first.wait_for()
-        take(page, folder / "web_explore.png" if width > 400 else tmp_path / "explore.png")
+        take(page, folder / ("web_explore.png" if width > 400 else "web_narrow.png"))
 
 
 def use_chat(page, scenes) -> None:
-    ask(page, "Describe the image.", scenes[:1])
-    settled(page).get_by_text("Score this answer").click()
-    page.locator(".answer .score").wait_for()
+    for question, images in (("Describe the image.", scenes[1:]), ("Give the bounding box of all houses.", None)):
+        ask(page, question, images)
+        settled(page).get_by_text("Score this answer").click()
+        last_answer(page).locator(".score").wait_for()
 
 
 def take(page, path: Path) -> None:
