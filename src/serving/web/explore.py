@@ -84,7 +84,7 @@ class ExploreTab:
         threshold.input(self.by_threshold, [look, threshold], shown, **latest)
         for control in (source, label, status, sort):
             control.input(self.filter, [look, source, label, status, text, sort], shown, **latest)
-        text.input(self.filter, [look, source, label, status, text, sort], shown, **latest)
+        text.change(self.filter, [look, source, label, status, text, sort], shown, **latest)
         kept.input(self.turn_kept, look, kept, **quiet)
         dropped.input(self.turn_dropped, look, dropped, **quiet)
         for cards in (kept, dropped, record):
