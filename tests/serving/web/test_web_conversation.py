@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from python_script import web_demo
 from src.chat import prompt_messages, thinking_prompt
 from src.dataset.scenes import make_scene, png_bytes
 from src.errors import JobError, RecordError
@@ -208,3 +209,25 @@ def test_a_visitor_has_one_answer_under_way():
     first, other = stops.begin("a"), stops.begin("b")
     second = stops.begin("a")
     assert (first.is_set(), second.is_set(), other.is_set()) == (True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--flash-attn2", "--cpu-only"], "--flash-attn2 needs a GPU, and --cpu-only forbids it"),
+        (["--scores", "no/such"], "cannot read no/such/manifest.json"),
+        (["-c", "no/such/model", "--scores", ""], "no/such/model"),
+    ],
+)
+def test_the_program_says_what_is_wrong_before_it_starts(flags, sentence, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        web_demo.main(flags)
+    assert left.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_embedded_model_is_the_first_that_is_there():
+    assert web_demo.embedded(("assets/nano/no_such", "assets/nano/base")) == "assets/nano/base"
+    with pytest.raises(JobError, match="give one with -c"):
+        web_demo.embedded(("assets/nano/no_such",))
