@@ -23,6 +23,7 @@ from python_script import (
     make_scenes,
     make_vlm_data,
     tally_subset,
+    web_demo,
 )
 from python_script.build_preference import BuildConfig
 from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves, rs_evaluation
@@ -66,6 +67,7 @@ PARSERS = {
     "make_evaluation_data.py": make_evaluation_data, "make_nano_clip.py": make_nano_clip,
     "make_scenes.py": make_scenes, "make_vlm_data.py": make_vlm_data, "result_table.py": result_table,
     "reward_curves.py": reward_curves, "rs_evaluation.py": rs_evaluation, "tally_subset.py": tally_subset,
+    "web_demo.py": web_demo,
 }  # fmt: skip
 # Scripts whose arguments are keys of the program they call.
 SCRIPTS = {

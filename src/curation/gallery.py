@@ -12,7 +12,7 @@ import duckdb
 from PIL import Image
 
 from src.curation.page import CAPTION_CHARS, shorten
-from src.dataset.images import open_image
+from src.dataset.images import ImageLimits, open_image
 from src.dataset.records import DataSpec, Record, pick_records, resolve_root
 from src.errors import JobError, RecordError
 
@@ -51,7 +51,7 @@ def galleries(
         for found in rows:
             first_of_row.setdefault(found[0], found)
         picked.append((group, list(first_of_row.values())[:size]))
-    records = _read_rows(spec, {row[0] for _, rows in picked for row in rows})
+    records = read_rows(spec, {row[0] for _, rows in picked for row in rows})
     root = resolve_root(spec) if records else None
     thumbnails: dict[int, dict[str, str]] = {}
     shown = []
@@ -60,8 +60,8 @@ def galleries(
         for number, text_index, name, score, source in rows:
             record = records.get(number)
             if number not in thumbnails:
-                thumbnails[number] = _thumbnail(record, root)
-            text = _text(record, text_index) if record else ""
+                thumbnails[number] = thumbnail(record, root)
+            text = pair_text(record, text_index) if record else ""
             cards.append(
                 {
                     "id": name,
@@ -76,7 +76,7 @@ def galleries(
     return shown
 
 
-def _read_rows(spec: DataSpec, rows: set[int]) -> dict[int, Record]:
+def read_rows(spec: DataSpec, rows: set[int]) -> dict[int, Record]:
     """Those records of ``rows`` that can be read, by row number; none when the data has been moved away."""
     without_ids = replace(spec, id_column=None)  # records are found by row: no need to compare all ids again
     found: dict[int, Record] = {}
@@ -86,7 +86,9 @@ def _read_rows(spec: DataSpec, rows: set[int]) -> dict[int, Record]:
     return found
 
 
-def _thumbnail(record: Record | None, root: Path | None) -> dict[str, str]:
+def thumbnail(
+    record: Record | None, root: Path | None, side: int = THUMBNAIL_SIDE, limits: ImageLimits | None = None
+) -> dict[str, str]:
     """``image``: a JPEG as data URI, or ``missing``: the reason why there is none."""
     try:
         if record is None:
@@ -95,16 +97,17 @@ def _thumbnail(record: Record | None, root: Path | None) -> dict[str, str]:
             raise record.error
         if not record.images:
             raise RecordError("missing_image", "the record has no image")
-        image = open_image(record.images[0], root)
+        image = open_image(record.images[0], root, limits)
     except RecordError as error:
         return {"missing": f"{error.kind}: {shorten(str(error), CAPTION_CHARS)}"}
-    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=80, optimize=True)
     return {"image": "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()}
 
 
-def _text(record: Record, text_index: int) -> str:
+def pair_text(record: Record, text_index: int) -> str:
+    """The text of a pair: a caption, or all that a conversation says."""
     if text_index < len(record.texts):
         return record.texts[text_index]
     return " · ".join(turn["content"].replace("<image>", "").strip() for turn in record.turns)

@@ -33,7 +33,7 @@ def tally(scores_dir: str | Path, subset: Path, column: str, seed: int = 0) -> l
         JobError: no such column, or the data set has moved.
     """
     spec = data_spec(read_manifest(scores_dir))
-    values = pa.array(_values(spec.path, column), pa.string())
+    values = pa.array(column_values(spec.path, column), pa.string())
     valued = pa.table({"row": np.arange(len(values)), "value": values})
     with open_scores(scores_dir, spill_dir=Path(subset).parent) as db:
         db.register("valued", valued)
@@ -51,7 +51,8 @@ def tally(scores_dir: str | Path, subset: Path, column: str, seed: int = 0) -> l
     return [Tally(*row) for row in counts]
 
 
-def _values(path: str, column: str) -> Iterator[str | None]:
+def column_values(path: str, column: str) -> Iterator[str | None]:
+    """What each row of a data set has in a column, as text. Raises JobError at the end if no row has the column."""
     found = False
     for *_, row in find_files(path).iter_rows([column]):
         value = row.get(column) if isinstance(row, dict) else None

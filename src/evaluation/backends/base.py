@@ -163,6 +163,11 @@ class Prompt:
             told.append({"role": turn["role"], "content": content})
         return told
 
+    def finished(self, texts: Sequence["Text"]) -> "Generation":
+        """The n texts of a request, cut where they stop, from the ``draws`` that were computed."""
+        whole = [self.sampling.cut(text) for text in texts] * (self.sampling.n // len(texts))
+        return Generation([text.text for text in whole], [text.finish for text in whole])
+
     def seed(self, draw: int) -> int | None:
         """The seed of one of the texts, in [0, 2^31), from the given seed, the name and ``draw``.
 
@@ -181,6 +186,8 @@ Answer = list[Text] | RecordError
 
 Keyed = tuple[Request, tuple[str, ...] | RecordError]
 """A request with the keys of its images, or why they have none."""
+Watcher = Callable[[list[str]], bool]
+"""Gets the texts of a request so far; says whether they shall end here."""
 
 
 class Backend(ABC):
@@ -236,8 +243,19 @@ class Backend(ABC):
                     if isinstance(answer, RecordError):
                         yield Generation(error=_named(answer, prompt.name))
                     else:
-                        texts = [prompt.sampling.cut(text) for text in answer] * (prompt.sampling.n // len(answer))
-                        yield Generation([text.text for text in texts], [text.finish for text in texts])
+                        yield prompt.finished(answer)
+
+    def watch(self, request: Request, sampling: Sampling, seen: Watcher) -> Generation:
+        """Answer one request and tell how far it is, for those who wait for it.
+
+        Args:
+            seen: called with the texts so far; true ends them as they are. A back end that cannot look inside of its
+                engine calls it once, with whole texts.
+        """
+        [made] = self.stream([request], sampling)
+        if made.texts:
+            seen(made.texts)
+        return made
 
     @abstractmethod
     def answer(self, prompts: Sequence[Prompt], done: Callable[[int], object]) -> list[Answer]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from src.evaluation.backends.base import Finish, Sampling
+from src.evaluation.backends.base import Finish, Sampling, Text, Watcher
 
 
 class RowSampler(LogitsProcessor):
@@ -90,8 +90,32 @@ class RowStops(StoppingCriteria):
                 self.lengths[row] = made
         return torch.tensor([length is not None for length in self.lengths], device=input_ids.device)
 
+    def texts(self, ids: Tensor) -> list[Text]:
+        """The text of each row so far, for token ids ``(rows, prompt + made)``."""
+        texts = []
+        for row, sampling, length, finish in zip(ids, self.samplings, self.lengths, self.finish, strict=True):
+            made = row[self.prompt :][:length].tolist()
+            texts.append(Text(self.decode(made, skip_special_tokens=not sampling.special_tokens), finish))
+        return texts
+
     def _stopped(self, ids: Tensor, row: int, made: int) -> bool:
         sampling = self.samplings[row]
         tail = ids[-min(self.tails[row], made) :].tolist()
         text = self.decode(tail, skip_special_tokens=not sampling.special_tokens)
         return any(stop in text for stop in sampling.stop)
+
+
+class RowWatch(StoppingCriteria):
+    """Tell the texts so far after every token, and end all rows if that is asked for.
+
+    Args:
+        seen: gets the text of each row.
+        stops: of the same rows, asked before.
+    """
+
+    def __init__(self, seen: Watcher, stops: RowStops):
+        self.seen, self.stops = seen, stops
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:  # noqa: ARG002
+        ended = self.seen([text.text for text in self.stops.texts(input_ids)])
+        return torch.full((len(input_ids),), ended, device=input_ids.device)

@@ -6,7 +6,9 @@ n texts of a request share the forward pass over its prompt, so that only the te
 
 import inspect
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +20,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from src.chat import render
 from src.errors import JobError, RecordError
-from src.evaluation.backends.base import Answer, Backend, Options, Prompt, Text
+from src.evaluation.backends.base import Answer, Backend, Generation, Options, Prompt, Request, Sampling, Text, Watcher
 from src.evaluation.backends.refusals import in_halves
-from src.evaluation.backends.sampler import RowSampler, RowStops
+from src.evaluation.backends.sampler import RowSampler, RowStops, RowWatch
 from src.model.checkpoint import locate, usable_attention
 from src.model.vlm.convert import is_converted, is_published
 
@@ -132,6 +134,22 @@ class TransformersBackend(Backend):
             answers |= self._batch(prompts, batch, done)
         return [answers[number] for number in range(len(prompts))]
 
+    def watch(self, request: Request, sampling: Sampling, seen: Watcher) -> Generation:
+        """See the base class; ``seen`` is called after every token. At most ``batch_size`` texts.
+
+        Raises:
+            ValueError: more texts than that.
+        """
+        if sampling.draws > self.options.batch_size:
+            raise ValueError(f"{sampling.draws} texts, but only {self.options.batch_size} are generated side by side")
+        with ThreadPoolExecutor(1, thread_name_prefix="decode") as decoder:
+            [window] = self._windows([request])
+            [prompt] = self._read(window, sampling, decoder)
+        if isinstance(prompt, RecordError):
+            return Generation(error=prompt)
+        [answer] = in_halves([prompt], partial(self._generate, seen=seen), (ValueError, torch.OutOfMemoryError))
+        return Generation(error=answer) if isinstance(answer, RecordError) else prompt.finished(answer)
+
     def _batch(
         self, prompts: Sequence[Prompt], batch: Sequence[int], done: Callable[[int], object]
     ) -> dict[int, Answer]:
@@ -141,8 +159,11 @@ class TransformersBackend(Backend):
         return dict(zip(batch, made, strict=True))
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Prompt]) -> list[Answer]:
+    def _generate(self, prompts: Sequence[Prompt], seen: Watcher | None = None) -> list[Answer]:
         """Texts of some prompts; a prompt with more draws than ``batch_size`` gets them in several goes.
+
+        Args:
+            seen: see :meth:`watch`; told of one go at a time.
 
         Raises:
             ValueError: the processor or the model refuses one of the prompts.
@@ -156,7 +177,7 @@ class TransformersBackend(Backend):
             distinct = sorted(set(numbers)) if self._repeats else numbers
             owner = [distinct.index(number) for number in numbers] if self._repeats else list(range(len(numbers)))
             inputs = self._inputs([prompts[number] for number in distinct])
-            made = self._decode(inputs, owner, [(prompts[number], draw) for number, draw in some])
+            made = self._decode(inputs, owner, [(prompts[number], draw) for number, draw in some], seen)
             for (number, _), text in zip(some, made, strict=True):
                 texts[number].append(text)  # type: ignore[union-attr]
         return texts
@@ -198,30 +219,33 @@ class TransformersBackend(Backend):
             "mm_encoder_outputs": {"image": output}
         }
 
-    def _decode(self, inputs: dict[str, Any], owner: list[int], rows: Sequence[tuple[Prompt, int]]) -> list[Text]:
+    def _decode(
+        self,
+        inputs: dict[str, Any],
+        owner: list[int],
+        rows: Sequence[tuple[Prompt, int]],
+        seen: Watcher | None = None,
+    ) -> list[Text]:
         """One text for each row.
 
         Args:
             inputs: of each distinct prompt.
             owner: which of them each row goes on from.
             rows: prompt and number of the draw.
+            seen: see :meth:`watch`.
         """
         samplings = [prompt.sampling for prompt, _ in rows]
         if owner != list(range(len(inputs["input_ids"]))):
             inputs = self._repeated(inputs, torch.tensor(owner, device=self.model.device))
         prompt_length = inputs["input_ids"].shape[1]
-        decode = self.processor.tokenizer.decode
-        stops = RowStops(samplings, prompt_length, self._ends, decode)
+        stops = RowStops(samplings, prompt_length, self._ends, self.processor.tokenizer.decode)
+        ends = [stops, RowWatch(seen, stops)] if seen else [stops]
         sampler = RowSampler(samplings, [prompt.seed(draw) for prompt, draw in rows], self._forbidden)
         longest = max(sampling.max_new_tokens for sampling in samplings)
         ids = self.model.generate(
-            **inputs, logits_processor=[sampler], stopping_criteria=[stops], max_new_tokens=longest, do_sample=False
+            **inputs, logits_processor=[sampler], stopping_criteria=ends, max_new_tokens=longest, do_sample=False
         )
-        texts = []
-        for row, sampling, length, finish in zip(ids, samplings, stops.lengths, stops.finish, strict=True):
-            text = decode(row[prompt_length:][:length].tolist(), skip_special_tokens=not sampling.special_tokens)
-            texts.append(Text(text, finish))
-        return texts
+        return stops.texts(ids)
 
     def _repeated(self, inputs: dict[str, Any], owner: Tensor) -> dict[str, Any]:
         """Run the prompts once and repeat what the model remembers of them, a row for each entry of ``owner``."""

@@ -1,5 +1,6 @@
 """Batched generation against the model's own, one request at a time; and what must not depend on the company."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -331,3 +332,35 @@ def test_a_model_that_takes_no_pictures_is_refused(tmp_path):
 def test_errors_name_the_request(backend, tmp_path):
     with pytest.raises(RecordError, match=r"request 1: scene 4: .*gone\.png"):
         backend.generate([Request("hello"), Request("q", [tmp_path / "gone.png"], name="scene 4")])
+
+
+def test_a_watched_request_grows_to_the_text_of_an_unwatched_one(backend, images):
+    sampling = Sampling(n=3, temperature=1.0, seed=5, max_new_tokens=12)
+    told: list[list[str]] = []
+    made = backend.watch(Request("", [images[1]]), sampling, lambda texts: told.append(texts) is not None)
+    assert made.texts == backend.generate([Request("", [images[1]])], sampling)[0] == told[-1]
+    assert len(told) > 5
+    for earlier, later in itertools.pairwise(told):
+        assert all(now.startswith(before.rstrip("\ufffd")) for before, now in zip(earlier, later, strict=True))
+
+
+def test_a_watched_request_ends_when_its_reader_has_enough(backend, images):
+    told: list[list[str]] = []
+
+    def enough(texts: list[str]) -> bool:
+        told.append(texts)
+        return len(told) == 3
+
+    whole = backend.generate([Request("", [images[1]])])[0][0]
+    [text] = backend.watch(Request("", [images[1]]), Sampling(), enough).texts
+    assert len(told) == 3
+    assert told[-1] == [text]
+    assert whole.startswith(text)
+    assert len(text) < len(whole)
+
+
+def test_a_watched_request_says_what_is_wrong_with_it(backend, tmp_path):
+    made = backend.watch(Request("", [tmp_path / "none.png"]), Sampling(), lambda texts: False)
+    assert (made.texts, made.error.kind) == ([], "missing_image")
+    with pytest.raises(ValueError, match="5 texts, but only 4"):
+        backend.watch(Request("hello"), Sampling(n=5, temperature=1.0), lambda texts: False)
