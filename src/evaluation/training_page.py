@@ -1,4 +1,4 @@
-"""Pictures of trainings: loss and accuracy of a score model in every stage, what each reached by kind; rewards of GRPO."""
+"""Pictures of trainings: loss and accuracy of a score model by stage, what each reached by kind; rewards of GRPO."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,8 +66,8 @@ def kinds(measured: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Chart of what reinforcement learning is rewarded with by step, a column per run: the mean of all, that of each kind
-    of reward, and the share of responses that keep the format.
+    """Chart of rewards in reinforcement learning by step, a column per run: the mean of all, that of each kind of
+    reward, and the share of responses that keep the format.
 
     Args:
         runs: by name the log history of each (``history.json`` of ``train_grpo.py``).

@@ -60,7 +60,7 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         super().__init__(model, self._rewards, args, train_dataset=prompts.table(), **kwargs)
         self.prepare(model)
 
-    def _get_train_sampler(self, dataset: Any = None) -> SeparateBatches:
+    def _get_train_sampler(self, dataset: Any = None) -> SeparateBatches:  # noqa: ARG002
         size = self.args.generation_batch_size // self.num_generations
         repeats = self.num_iterations * self.args.steps_per_generation
         return SeparateBatches(self.prompts.groups(), size, self.num_generations, repeats, self.args.seed)
@@ -86,7 +86,8 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         Raises:
             JobError: the scorer does not answer any more, or no reward of the step could be computed.
         """
-        told = zip(completion_ids, columns["reward"], columns["reference"], columns["question"], columns["sources"])
+        names = ("reward", "reference", "question", "sources")
+        told = zip(completion_ids, *(columns[name] for name in names), strict=True)
         rows = [
             RewardRow(kind=kind, response=self._text(torch.tensor(ids)), reference=reference, question=question,
                       images=tuple(sources))

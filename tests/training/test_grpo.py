@@ -60,8 +60,9 @@ def data(tmp_path_factory) -> Path:
 
 def config_of(data: Path, out: Path, **keys: object) -> GrpoConfig:
     settings = {
-        "model.model_name": locate("assets/nano/base"), "data.path": data / "train.jsonl", "data.cache_dir": data / "cache",
-        "save_folder": out, "precision": "fp32", "run_duration": 3, "device_train_batch_size": 4,
+        "model.model_name": locate("assets/nano/base"), "data.path": data / "train.jsonl",
+        "data.cache_dir": data / "cache", "save_folder": out,
+        "precision": "fp32", "run_duration": 3, "device_train_batch_size": 4,
         "gradient_accumulation_steps": 2, "rollout.num_generations": 4, "rollout.max_new_tokens": 6,
         "console_log_interval": 1, "checkpoint.save_interval": 2, "checkpoint.save_num_checkpoints_to_keep": 0,
         "evaluation.max_new_tokens": 4, "seed": 4, **keys,
@@ -108,7 +109,8 @@ def test_a_run_rewards_all_kinds_and_tells_held_out_answers(run, data):
     for question, images, (answer, reference) in asked:
         assert "<image>" not in question
         assert Path(images[0]["path"]).is_file()
-        assert answer and reference.strip()
+        assert answer
+        assert reference.strip()
     told = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert {record["kind"] for record in told} == {"caption", "count", "grounding"}
     assert (out / "final" / "model.safetensors").is_file()
@@ -142,7 +144,7 @@ def test_a_reward_that_cannot_be_had_is_left_out_and_counted(data, tmp_path, mon
 def test_a_step_without_rewards_ends_the_run_and_says_why(data, tmp_path, monkeypatch, answer):
     rewarded_by_length(monkeypatch)
     keys = {"reward.default": "open_ended", "reward.by_kind.grounding": "open_ended"}
-    with pytest.raises(JobError, match="step 1: .*gone"):
+    with pytest.raises(JobError, match=r"step 1: .*gone"):
         train(config_of(data, tmp_path, **keys), lambda items: answer * len(items))
     assert not (tmp_path / "metrics.json").exists()
 
@@ -150,12 +152,12 @@ def test_a_step_without_rewards_ends_the_run_and_says_why(data, tmp_path, monkey
 def test_a_server_that_is_down_ends_the_program_after_bounded_tries(data, tmp_path, monkeypatch):
     rewarded_by_length(monkeypatch)
     keys = {"reward.default": "open_ended", "reward.tries": 2, "reward.server_url": "http://127.0.0.1:9"}
-    with pytest.raises(JobError, match="step 1: rewards cannot be had: .*after 2 tries"):
+    with pytest.raises(JobError, match=r"step 1: rewards cannot be had: .*after 2 tries"):
         train_grpo.main(config_of(data, tmp_path, **keys, **{"reward.by_kind.grounding": "open_ended"}))
 
 
 def test_what_cannot_be_trained_is_refused_before_a_model_is_loaded(data, tmp_path):
     with pytest.raises(JobError, match=r"'caption' have open_ended rewards: set reward\.server_url"):
         train(config_of(data, tmp_path))
-    with pytest.raises(JobError, match="batch sizes: .*divisible"):
+    with pytest.raises(JobError, match=r"batch sizes: .*divisible"):
         train(config_of(data, tmp_path, **{"rollout.num_generations": 3}))
