@@ -37,13 +37,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of questions")
     parser.add_argument("--questions", type=int, default=1, help="questions of different kinds about a scene")
     parser.add_argument("--turns", type=int, default=1, help="questions a conversation, at most; above 1 for .jsonl")
+    parser.add_argument("--thinking", action="store_true", help="scenes in the thinking format; for .jsonl")
     parser.add_argument("--captions", help="captioned data set, in any format that score_dataset.py reads")
     parser.add_argument("--captions-root", help="folder of its images")
     parser.add_argument("--image-column", default="filename", help="its images")
     parser.add_argument("--captions-column", default="title", help="its captions")
     args = parser.parse_args(argv)
-    if args.output.suffix not in (".parquet", ".jsonl") or (args.turns > 1 and args.output.suffix == ".parquet"):
-        parser.error("--output must be .parquet, or .jsonl, which --turns above 1 needs")
+    lines_only = args.turns > 1 or args.thinking
+    if args.output.suffix not in (".parquet", ".jsonl") or (lines_only and args.output.suffix == ".parquet"):
+        parser.error("--output must be .parquet, or .jsonl, which --turns above 1 and --thinking need")
     if args.scenes < 0 or args.size < 56 or not 1 <= args.questions <= len(args.kinds) or args.turns < 1:
         parser.error("need --scenes >= 0, --size >= 56, 1 <= --questions <= number of --kinds, and --turns >= 1")
     errors: Counter[str] = Counter()
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     def conversations() -> Iterator[Conversation]:
         if args.scenes:
             seeds = tqdm(scene_seeds(args.seed, args.scenes), "scenes", unit=" scenes")
-            yield from scene_conversations(seeds, args.kinds, args.questions, args.size)
+            yield from scene_conversations(seeds, args.kinds, args.questions, args.size, args.thinking)
         if args.captions:
             spec = DataSpec(args.captions, args.captions_root, args.image_column, args.captions_column)
             yield from tqdm(caption_conversations(spec, errors, args.seed), "captions", unit=" captions")

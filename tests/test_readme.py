@@ -39,6 +39,7 @@ from src.experiment.vlm_curation import VlmCurationConfig
 from src.serving.config import ServerConfig, config_from_environment
 from src.serving.reward_server import create_app
 from src.training.clip_config import ClipConfig
+from src.training.grpo_config import GrpoConfig
 from src.training.nano_parts import NanoConfig
 from src.training.reward_config import RewardConfig
 from src.training.vlm_config import VlmConfig
@@ -56,6 +57,7 @@ SCHEMAS = {
     "select_subset.py": SelectConfig,
     "serve_reward.py": ServerConfig,
     "train_clip.py": ClipConfig,
+    "train_grpo.py": GrpoConfig,
     "train_nano_base.py": NanoConfig,
     "train_reward.py": RewardConfig,
     "train_vlm.py": VlmConfig,
@@ -75,6 +77,7 @@ SCRIPTS = {
     "script/vlm_curation_experiment.sh": "python_script/vlm_curation_experiment.py",
     "script/score_dataset.sh": "python_script/score_dataset.py",
     "script/train_clip_remoteclip.sh": "python_script/train_clip.py",
+    "script/train_grpo_small.sh": "python_script/train_grpo.py",
     "script/train_pretrain.sh": "python_script/train_vlm.py",
     "script/train_reward_first_stage.sh": "python_script/train_reward.py",
     "script/train_reward_second_stage.sh": "python_script/train_reward.py",
@@ -121,6 +124,8 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
             paths = paths or ["config/reward_training_stage2.yaml"]
         elif name == "train_clip.py":
             paths = paths or ["config/clip_training_remoteclip.yaml"]
+        elif name == "train_grpo.py":
+            paths = paths or ["config/grpo.yaml"]
         elif name == "train_vlm.py":
             paths = paths or ["config/sft_finetuning.yaml"]
         elif name == "vlm_curation_experiment.py":

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from src.chat import thinking_prompt
 from src.dataset.arrow_cache import IMAGE
 from src.dataset.images import encoded_image
 from src.dataset.records import DataSpec, read_records, resolve_root
 from src.dataset.scene_canvas import pick
 from src.dataset.scene_kinds import KINDS as SCENES
 from src.dataset.scene_questions import questions
-from src.dataset.scene_text import article, captions
+from src.dataset.scene_text import article, captions, plural
 from src.dataset.scenes import Scene, make_scene, png_bytes
 from src.errors import RecordError
 
@@ -38,7 +39,7 @@ SCHEMA = pa.schema(
 )
 _ROW_GROUP = 256
 Turn = tuple[str, str, str]  # kind, question, answer
-Conversation = dict[str, Any]  # id, image (PNG or other encoded bytes), name of the image, turns
+Conversation = dict[str, Any]  # id, image (PNG or other encoded bytes), name of the image, turns; maybe system prompt
 
 
 def scene_turns(scene: Scene, rng: np.random.Generator, kinds: Sequence[str] = KINDS) -> list[Turn]:
@@ -67,14 +68,27 @@ def _presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
     return f"Is there {article(name)} in the image?", "yes" if present else "no"
 
 
-def scene_conversations(seeds: Iterable[int], kinds: Sequence[str], each: int, size: int) -> Iterator[Conversation]:
+def scene_thought(scene: Scene) -> str:
+    """What there is to see in a scene, in few words, from which its questions can be answered."""
+    facts = scene.facts
+    things = facts.category if facts.count == 1 else plural(facts.category)
+    landmark = f"the {facts.landmark_colour} {facts.landmark}"
+    seen = f"{facts.kind} : {facts.count} {facts.colour} {things} {facts.relation} {landmark}"
+    return " , ".join([seen, *facts.extras])
+
+
+def scene_conversations(
+    seeds: Iterable[int], kinds: Sequence[str], each: int, size: int, thinking: bool = False
+) -> Iterator[Conversation]:
     """Conversations about made scenes, ``each`` of a scene, of different kinds; every kind equally often.
 
     Args:
         seeds: of the scenes, which decide everything else too.
         each: at most as many as there are kinds.
         size: side of the images in pixels.
+        thinking: under the reasoning prompt, each answer in its format with :func:`scene_thought` before it.
     """
+    system = {"system": thinking_prompt()} if thinking else {}
     for number, seed in enumerate(seeds):
         scene = make_scene(seed, size=size)
         rng = np.random.Generator(np.random.PCG64([seed, 5]))
@@ -82,8 +96,9 @@ def scene_conversations(seeds: Iterable[int], kinds: Sequence[str], each: int, s
         chosen = [kinds[(number * each + k) % len(kinds)] for k in range(each)]
         image = png_bytes(scene.image)
         for kind, question, answer in scene_turns(scene, rng, [chosen[int(k)] for k in rng.permutation(each)]):
+            told = f"<think>{scene_thought(scene)}</think><answer>{answer}</answer>" if thinking else answer
             yield {"id": f"scene-{seed:08d}-{kind}", "image": image, "name": f"{seed:08d}.png",
-                   "turns": [(kind, question, answer)]}  # fmt: skip
+                   "turns": [(kind, question, told)], **system}  # fmt: skip
 
 
 def caption_conversations(spec: DataSpec, errors: Counter[str], seed: int = 0) -> Iterator[Conversation]:
@@ -132,7 +147,7 @@ def write_instructions(conversations: Iterable[Conversation], path: Path) -> Cou
     ``.jsonl``: ShareGPT objects ``id, kind, images, messages``, the images in a folder ``images`` beside it.
 
     Raises:
-        ValueError: another suffix; or a conversation of several turns for Parquet.
+        ValueError: another suffix; or a conversation of several turns, or with a system prompt, for Parquet.
     """
     if path.suffix not in (".parquet", ".jsonl"):
         raise ValueError(f"{path} is neither .parquet nor .jsonl")
@@ -154,8 +169,8 @@ def _write_parquet(conversations: Iterable[Conversation], path: Path) -> None:
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         rows: list[dict[str, Any]] = []
         for one in conversations:
-            if len(one["turns"]) > 1:
-                raise ValueError("Parquet takes conversations of one turn")
+            if len(one["turns"]) > 1 or "system" in one:
+                raise ValueError("Parquet takes conversations of one turn without a system prompt")
             ((kind, question, answer),) = one["turns"]
             image = {"bytes": one["image"], "path": one["name"]}
             rows.append({"id": one["id"], "image": image, "question": question, "answer": answer, "kind": kind})
@@ -171,7 +186,7 @@ def _write_sharegpt(conversations: Iterable[Conversation], path: Path) -> None:
         for one in conversations:
             image = path.parent / "images" / one["name"]
             image.write_bytes(one["image"])
-            messages = []
+            messages = [{"from": "system", "value": one["system"]}] if "system" in one else []
             for number, (_, question, answer) in enumerate(one["turns"]):
                 messages.append({"from": "human", "value": question if number else f"<image>\n{question}"})
                 messages.append({"from": "gpt", "value": answer})

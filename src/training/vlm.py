@@ -14,63 +14,42 @@ from datasets import Dataset as Table
 from peft import PeftModel
 from torch import Tensor
 from tqdm import tqdm
+from transformers import Trainer
 from trl import SFTTrainer
 
 from src.dataset.collate import PairEncoder
-from src.rewards.answers import same_answer
+from src.rewards.answers import final_answer, same_answer
 from src.rewards.boxes import box_hits, parse_boxes
 from src.training.run import ShardedTrainer
-from src.training.vlm_config import Evaluation
+from src.training.vlm_config import Answering, Evaluation
 from src.training.vlm_data import ConversationCollator, Encoded, encode_conversation
 
 PREDICTIONS = "predictions.jsonl"
 
 
-class VlmTrainer(ShardedTrainer, SFTTrainer):
-    """TRL's trainer on batches of :class:`ConversationCollator`, its loss the mean over the answer tokens of a step.
+class HeldOutTrainer(ShardedTrainer):
+    """What trainers of Qwen2-VL share: held-out records answered and judged, checkpoints and the last model.
 
-    Args:
-        collator: of the conversations to train on.
-        held_out: of those to measure on, by records; None: no evaluation.
+    Attributes:
+        held_out: conversations to measure on, by records; None: no evaluation.
         evaluation: how to measure.
-        args, kwargs: as for :class:`trl.SFTTrainer`.
+        tells_loss: whether the loss of the held-out answers is measured too.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        args: Any,
-        collator: ConversationCollator,
-        held_out: ConversationCollator | None,
-        evaluation: Evaluation,
-        **kwargs: Any,
-    ):
-        self.held_out, self.evaluation = held_out, evaluation
-        super().__init__(
-            model,
-            args,
-            data_collator=collator,
-            train_dataset=collator.data.index,
-            eval_dataset=Table.from_dict({"row": range(len(held_out.data.table))}) if held_out else None,
-            processing_class=collator.encoder.processor,
-            **kwargs,
-        )
+    held_out: ConversationCollator | None
+    evaluation: Answering
+    tells_loss = True
+
+    def prepare(self, model: Any) -> None:
+        """Once TRL's trainer is made: what of it, and of the model's files, is done otherwise here."""
         # TRL finds probabilities where there is a label, but without Triton at all positions: half the time of a step.
         trl.trainer.utils._use_triton = lambda device: True  # noqa: ARG005
         plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         # Or checkpoints would have the weights under their published names, and be read back by those they have here.
         plain.save_pretrained = partial(plain.save_pretrained, save_original_format=False)
-        # Qwen2-VL says that its own loss cannot take the number of tokens of all micro-batches; TRL's loss here can.
-        self.model_accepts_loss_kwargs = True
 
     def _send_telemetry(self) -> None:
         """Nothing is sent anywhere, online either."""
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log what TRL does, but for its count of tokens, which knows no packed rows."""
-        model: Any = self.model
-        self._metrics["train" if model.training else "eval"].pop("num_tokens", None)
-        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss over answer tokens, and how often the last answer of a held-out record is given, by kind.
@@ -90,14 +69,15 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
         bar = tqdm(list(self._batches()), "held out", leave=False, disable=not self.is_world_process_zero())
         for rows, mine in bar:
             own = [row for row, is_own in zip(rows, mine, strict=True) if is_own]
-            loss, tokens = self._loss(self.held_out, own or rows[:1])
+            if self.tells_loss:
+                sums += torch.stack(self._loss(self.held_out, own or rows[:1])).double() * bool(own)
             said = self._answers(self.held_out, rows)
             told = zip(rows, said, mine, strict=True)
             found += [{"row": row, "prediction": text} for row, text, is_own in told if is_own]
-            sums += torch.stack([loss, tokens]).double() * bool(own)
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
         records = self._judged(sorted(gather_object(found), key=lambda one: one["row"]))
-        metrics = {"loss": total / max(1.0, tokens), **accuracies(records)}
+        loss = {"loss": total / max(1.0, tokens)} if self.tells_loss else {}
+        metrics = {**loss, **accuracies(records)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         if self.is_world_process_zero():
             lines = [json.dumps(record, ensure_ascii=False) for record in records]
@@ -124,7 +104,7 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
     @torch.no_grad()
     def _loss(self, held_out: ConversationCollator, rows: list[int]) -> tuple[Tensor, Tensor]:
         """Summed loss of the records' answers (the first of several), and their tokens."""
-        inputs = self._prepare_inputs(held_out([{"row": row, "answer": 0} for row in rows]))
+        inputs = Trainer._prepare_inputs(self, held_out([{"row": row, "answer": 0} for row in rows]))
         with self.compute_loss_context_manager():
             outputs = self.accelerator.unwrap_model(self.model)(**inputs, use_cache=False, fused_lm_head=True)
         return -outputs.log_probs.sum(), outputs.label_mask.sum()
@@ -135,7 +115,7 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
         encoded = [encode_conversation(held_out.encoder, held_out.data.table[row]) for row in rows]
         if not any(one.images for one in encoded):
             encoded.append(held_out.blank())
-        prompts = self._prepare_inputs(prompt_batch(encoded, held_out.encoder))
+        prompts = Trainer._prepare_inputs(self, prompt_batch(encoded, held_out.encoder))
         with self.compute_loss_context_manager():
             ids = self.accelerator.unwrap_model(self.model).generate(
                 **prompts,
@@ -177,6 +157,46 @@ class VlmTrainer(ShardedTrainer, SFTTrainer):
         plain = type(model).save_pretrained  # under the published names, which other programs know
         plain(model, folder, state_dict={name: weight.to(dtype) for name, weight in state.items()})
         self.processing_class.save_pretrained(folder)  # type: ignore[union-attr]
+
+
+class VlmTrainer(HeldOutTrainer, SFTTrainer):
+    """TRL's trainer on batches of :class:`ConversationCollator`, its loss the mean over the answer tokens of a step.
+
+    Args:
+        collator: of the conversations to train on.
+        held_out: of those to measure on, by records; None: no evaluation.
+        evaluation: how to measure.
+        args, kwargs: as for :class:`trl.SFTTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        args: Any,
+        collator: ConversationCollator,
+        held_out: ConversationCollator | None,
+        evaluation: Evaluation,
+        **kwargs: Any,
+    ):
+        self.held_out, self.evaluation = held_out, evaluation
+        super().__init__(
+            model,
+            args,
+            data_collator=collator,
+            train_dataset=collator.data.index,
+            eval_dataset=Table.from_dict({"row": range(len(held_out.data.table))}) if held_out else None,
+            processing_class=collator.encoder.processor,
+            **kwargs,
+        )
+        self.prepare(model)
+        # Qwen2-VL says that its own loss cannot take the number of tokens of all micro-batches; TRL's loss here can.
+        self.model_accepts_loss_kwargs = True
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log what TRL does, but for its count of tokens, which knows no packed rows."""
+        model: Any = self.model
+        self._metrics["train" if model.training else "eval"].pop("num_tokens", None)
+        super().log(logs, *args, **kwargs)
 
 
 def merged_weights(model: PeftModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -221,6 +241,7 @@ def prompt_batch(encoded: Sequence[Encoded], encoder: PairEncoder) -> dict[str, 
 
 def judge(prediction: str, references: Sequence[str]) -> dict[str, Any]:
     """``correct``, 0 to 1; of a reference with boxes also ``hits`` and ``boxes``, how many there truly are."""
+    references = [final_answer(reference) for reference in references]  # which may have their reasoning before them
     true = parse_boxes(references[0])
     if not true:
         return {"correct": float(same_answer(prediction, references))}
@@ -229,11 +250,14 @@ def judge(prediction: str, references: Sequence[str]) -> dict[str, Any]:
 
 
 def accuracies(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of ``correct`` over all records and by ``kind``, and by kind with boxes the hits over all true boxes."""
+    """Means over all records of ``correct``, and of ``format`` where they have it; by ``kind`` of ``correct``, and of
+    kinds with boxes the hits over all true boxes."""
     by_kind: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_kind[record["kind"]].append(record)
     metrics = {"accuracy": sum(record["correct"] for record in records) / max(1, len(records))}
+    if formats := [record["format"] for record in records if "format" in record]:
+        metrics["format"] = sum(formats) / len(formats)
     for kind, members in sorted(by_kind.items()):
         if kind:
             metrics[f"accuracy_{kind}"] = sum(record["correct"] for record in members) / len(members)

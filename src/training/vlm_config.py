@@ -44,11 +44,15 @@ class Data:
 
 
 @dataclass
-class Evaluation:
-    best_by: str = "accuracy"
+class Answering:
     before_training: bool = False
     max_new_tokens: int = 64
     limit: int | None = None
+
+
+@dataclass
+class Evaluation(Answering):
+    best_by: str = "accuracy"
 
 
 @dataclass

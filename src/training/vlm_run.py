@@ -44,13 +44,13 @@ def train_vlm(config: VlmConfig) -> dict[str, float]:
         max_length=None,
     )
     set_seed(config.seed)
-    processor = _processor(config.model.model_name, config.data.max_pixels)
+    processor = load_processor(config.model.model_name, config.data.max_pixels)
     encoder = PairEncoder(processor, max_tokens=config.data.cutoff_len)
     with arguments.main_process_first(local=False):
         sets = [load_conversations(config.data, encoder)]
         if config.data.eval_path:
             sets.append(load_conversations(config.data, encoder, held_out=True))
-    model = _model(config.model, config.precision)
+    model = load_model(config.model, config.precision)
     one_row = model.config._attn_implementation == "flash_attention_2"
     collators = [ConversationCollator(data, own, one_row) for data, own in sets]
     trained = make_trainable(model, config.model)
@@ -90,7 +90,7 @@ def _latest(trainer: VlmTrainer) -> dict[str, float]:
     return {name: value for name, value in found[-1].items() if name.startswith("eval_")} if found else {}
 
 
-def _processor(name: str, max_pixels: int) -> Any:
+def load_processor(name: str, max_pixels: int) -> Any:
     """The processor of a model, whose images have at most ``max_pixels`` times 28 x 28 pixels from now on."""
     try:
         processor: Any = AutoProcessor.from_pretrained(locate(name))
@@ -104,7 +104,12 @@ def _processor(name: str, max_pixels: int) -> Any:
     return processor
 
 
-def _model(config: Model, precision: str) -> Qwen2VLForConditionalGeneration:
+def load_model(config: Model, precision: str) -> Qwen2VLForConditionalGeneration:
+    """The whole model of a configuration, in its dtype.
+
+    Raises:
+        JobError: no such model, or one with missing weights.
+    """
     path = locate(config.model_name)
     checkpoint_keys(path)  # says what is wrong with the path
     attention = usable_attention(config.attn_implementation, torch.cuda.is_available(), precision != "fp32")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from python_script import make_vlm_data
+from src.chat import thinking_prompt
 from src.dataset.instructions import (
     DESCRIBE,
     KINDS,
@@ -20,6 +21,7 @@ from src.dataset.records import DataSpec, read_records
 from src.dataset.scene_facts import draw_facts
 from src.dataset.scenes import Scene, make_scene, scene_rng, scene_seeds
 from src.rewards.boxes import parse_boxes
+from src.rewards.rewards import read_response
 
 
 def test_answers_are_true_of_the_scene():
@@ -84,6 +86,25 @@ def test_several_turns_are_about_one_image(tmp_path):
     assert records[0].source == made[1]["turns"][0][0]
     with pytest.raises(ValueError, match="one turn"):
         write_instructions(in_turns(made, 2), tmp_path / "chats.parquet")
+
+
+def test_answers_in_the_thinking_format_have_the_facts_before_them_and_the_prompt_above(tmp_path):
+    options = ["--scenes", "3", "--size", "56", "--questions", "2", "--turns", "2", "--seed", "7"]
+    files = [tmp_path / name / "chats.jsonl" for name in ("plain", "thinking")]
+    for path, more in zip(files, ([], ["--thinking"]), strict=True):
+        make_vlm_data.main(["--output", str(path), *options, *more])
+    plain, thinking = (list(read_records(DataSpec(str(path)))) for path in files)
+    for seed, bare, record in zip(scene_seeds(7, 3), plain, thinking, strict=True):
+        system, *turns = record.turns
+        assert system == {"role": "system", "content": thinking_prompt()}
+        assert [turn["content"] for turn in turns[::2]] == [turn["content"] for turn in bare.turns[::2]]
+        for told, answer in zip(turns[1::2], bare.turns[1::2], strict=True):
+            assert read_response(told["content"]) == answer["content"]
+            facts = make_scene(seed, size=56).facts
+            assert f"<think>{facts.kind} : {facts.count} {facts.colour} " in told["content"]
+            assert all(extra in told["content"] for extra in (facts.relation, facts.landmark, *facts.extras))
+    with pytest.raises(SystemExit):
+        make_vlm_data.main(["--output", str(tmp_path / "x.parquet"), "--scenes", "1", "--thinking"])
 
 
 def test_the_program_adds_real_captions_and_counts_what_is_left_out(pictures, capsys):

@@ -18,7 +18,7 @@ from src.errors import JobError, RecordError
 from src.model.checkpoint import locate
 from src.training.vlm_config import Data
 from src.training.vlm_data import IGNORED, ConversationCollator, encode_conversation, load_conversations
-from src.training.vlm_run import _processor
+from src.training.vlm_run import load_processor
 from tests.curation.score_tables import pair, write_scores
 
 BASE = locate("assets/nano/base")
@@ -123,15 +123,15 @@ def test_max_pixels_limits_images_and_what_is_saved(tmp_path, processor):
     big.image_processor.size = {"shortest_edge": 56 * 56, "longest_edge": 10**7}
     big.save_pretrained(tmp_path / "big")
     for limit in (4, 9, 30):
-        limited = _processor(str(tmp_path / "big"), limit)
+        limited = load_processor(str(tmp_path / "big"), limit)
         limited.save_pretrained(tmp_path / "small")
         for one in (limited, AutoProcessor.from_pretrained(tmp_path / "small")):
             grid = PairEncoder(one).image(image).grid
             assert limit / 2 <= grid[1] * grid[2] / 4 <= limit
-    unlimited = PairEncoder(_processor(str(tmp_path / "big"), 1000)).image(image)
+    unlimited = PairEncoder(load_processor(str(tmp_path / "big"), 1000)).image(image)
     assert unlimited.grid == (1, 22, 14)
     own = processor.image_processor.size["longest_edge"]
-    assert _processor(BASE, 1000).image_processor.size["longest_edge"] == own  # a limit raises nothing
+    assert load_processor(BASE, 1000).image_processor.size["longest_edge"] == own  # a limit raises nothing
 
 
 def sharegpt(folder: Path, rows: list[dict]) -> Path:

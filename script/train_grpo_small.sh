@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Reinforces the nano Qwen2-VL with rewards of its answers (GRPO): by rules for questions and boxes, and by the embedded
+# score model, served beside it on a free port, for captions. First, a cold start teaches the thinking format.
+#
+#   bash script/train_sft.sh && bash script/train_grpo_small.sh [key=value ...]
+#
+# Settings from the environment:
+#   MODEL_PATH     a Qwen2-VL that knows the thinking format already: no cold start
+#   START_PATH     what the cold start begins from (default output/vlm_sft/final)
+#   SCENES         made scenes to train on (default 600)
+#   COLD_STEPS     steps of the cold start (default 150)
+#   REWARD_URL     a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
+#   SCORER_PATH    score model of the server that is started (default assets/nano/scorer)
+#   DATA_PATH      conversations to reinforce on, and EVAL_PATH held-out ones, instead of made scenes
+#   OUTPUT_DIR     default output/grpo: checkpoints, final, predictions.jsonl, metrics.json, rewards.png
+# Arguments are keys of config/nano/grpo.yaml.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+source "$SCORERS_ROOT/script/vlm_stage.sh"
+programs="$SCORERS_ROOT/python_script"
+
+# ---- scenes -----------------------------------------------------------------------------------------------------------
+made_data thinking --scenes "${SCENES:-600}" --seed 23 --questions 3 --thinking
+made_data reinforce --scenes "${SCENES:-600}" --seed 24 --questions 2
+made_data held_out --scenes 140 --seed 22
+
+# ---- cold start -------------------------------------------------------------------------------------------------------
+if [[ -z "${MODEL_PATH:-}" ]]; then
+    MODEL_PATH=output/vlm_thinking/final
+    start="${START_PATH:-output/vlm_sft/final}"
+    if [[ ! -f "$start/config.json" ]]; then
+        echo "no model at $start: run script/train_sft.sh first, or set START_PATH or MODEL_PATH" >&2
+        exit 1
+    fi
+    # metrics.json is what a training writes last: a model without it may be half written.
+    if [[ ! -f output/vlm_thinking/metrics.json ]]; then
+        launch "$programs/train_vlm.py" "$SCORERS_ROOT/config/nano/vlm_sft.yaml" model.model_name="$start" \
+            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-150}" \
+            optimizer.learning_rate=1e-3 save_folder=output/vlm_thinking save_overwrite=true
+    fi
+fi
+
+# ---- score server -----------------------------------------------------------------------------------------------------
+if [[ -z "${REWARD_URL:-}" ]]; then
+    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+    python "$programs/serve_reward.py" model.path="${SCORER_PATH:-assets/nano/scorer}" port="$port" &
+    server=$!
+    trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+    until (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
+        kill -0 "$server" 2>/dev/null || { echo "the score server has ended" >&2; exit 1; }
+        sleep 0.2
+    done
+    REWARD_URL="http://127.0.0.1:$port"
+fi
+
+# ---- reinforcement ----------------------------------------------------------------------------------------------------
+export REWARD_URL
+launch "$programs/train_grpo.py" "$SCORERS_ROOT/config/nano/grpo.yaml" model.model_name="$MODEL_PATH" \
+    data.path="${DATA_PATH:-$VLM_DATA/reinforce/chats.jsonl}" data.eval_path="${EVAL_PATH:-$VLM_DATA/held_out/chats.jsonl}" "$@"
