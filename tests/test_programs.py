@@ -76,7 +76,8 @@ def test_config_files_load_and_show_every_key(name):
     schema = OmegaConf.structured(SCHEMAS[name])
     shown = flatten_keys(OmegaConf.load(ROOT / "config" / name))
     keys = flatten_keys(schema)
-    missing = {key for key in keys if key not in shown} - {key for key in keys if key.endswith(("source_weights", "by_kind"))}
+    maps = ("source_weights", "by_kind")  # their keys are names in the data
+    missing = {key for key in keys if key not in shown and not key.endswith(maps)}
     assert not missing
     load_config(SCHEMAS[name], ROOT / "config" / name, [f"{k}={v}" for k, v in REQUIRED.items() if k in keys])
 

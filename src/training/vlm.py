@@ -52,7 +52,7 @@ class HeldOutTrainer(ShardedTrainer):
         """Nothing is sent anywhere, online either."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """No card beside the checkpoints that says next to nothing: config.yaml and metrics.json tell what a run was."""
+        """No card that says next to nothing: config.yaml and metrics.json tell what a run was."""
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Loss over answer tokens, and how often the last answer of a held-out record is given, by kind.
