@@ -1,7 +1,8 @@
 """Best of N on LHRS-Bench, or any questions that are answered in words; numbers by type of question too.
 
     python python_script/evaluation/lhrs_bench_bon.py --model_path PumpkinCat/Qwen2VL-7B-RS \\
-        --reward_model_path PumpkinCat/ScoreRS --eval_image_root data/images --eval_target_file data/LHRS-Bench.json --output_path output/bon
+        --reward_model_path PumpkinCat/ScoreRS --eval_image_root data/images \\
+        --eval_target_file data/LHRS-Bench.json --output_path output/bon
 
 Draws --sample_num candidates of every question, scores each, and tells what every way to choose among them is worth:
 first, random, majority_voting, oracle, the judge's highest score, and votes weighted by its scores; for 1, 2, 4 ... N

@@ -1,7 +1,8 @@
 """Best of N on grounding: boxes are voted on by their overlap, and an IoU curve is drawn too.
 
     python python_script/evaluation/vg_bon.py --model_path PumpkinCat/Qwen2VL-7B-RS \\
-        --reward_model_path PumpkinCat/ScoreRS --eval_image_root data/images --eval_target_file data/VG_DOIR_RSVG_test.json --output_path output/bon
+        --reward_model_path PumpkinCat/ScoreRS --eval_image_root data/images \\
+        --eval_target_file data/VG_DOIR_RSVG_test.json --output_path output/bon
 
 Draws --sample_num candidates of every question, scores each, and tells what every way to choose among them is worth:
 first, random, majority_voting, oracle, the judge's highest score, and votes weighted by its scores; for 1, 2, 4 ... N

@@ -71,7 +71,7 @@ def clip_model(store: FeatureStore, image_root: Path) -> Judge:
         scale = store.clip.logit_scale
         for questions in windows:
             shown = [q.images[0] for q in questions]
-            images = store.images(shown, lambda shown=shown: shown, image_root)
+            images = store.images(shown, shown.copy, image_root)
             said = iter(store.texts([f"{a}\n{q.text}" for q in questions for a in q.answers]).vectors.double())
             told: list[Judged] = []
             for number, (question, image) in enumerate(zip(questions, images.vectors.double(), strict=True)):
@@ -153,12 +153,12 @@ class ScoreFile:
         return Question(question.key, question.images, question.text, left)
 
     def _write(self, file: Any, key: str, one: float | RecordError) -> None:
-        error = isinstance(one, RecordError)
-        told = {"key": key, "score": None if error else one, "error": one.kind if error else None}  # type: ignore[union-attr]
-        if error:
-            self.errors[told["error"]] += 1
+        if isinstance(one, RecordError):
+            self.errors[one.kind] += 1
+            told = {"key": key, "score": None, "error": one.kind}
         else:
-            self.scores[key] = float(one)  # type: ignore[arg-type]
+            self.scores[key] = one
+            told = {"key": key, "score": one, "error": None}
         file.write(json.dumps(told).encode() + b"\n")
 
 

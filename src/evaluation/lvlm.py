@@ -154,7 +154,8 @@ def _lines(job: Job, adapter: Adapter, task: Task, todo: Sequence[Sample], asked
     requests = [adapter.request(task, s, job.sampling, job.blind) for s in todo if not s.error]
     made = adapter.backend.stream(requests)
     for sample in todo:
-        size, text, finish, more = None, None, None, ()
+        size, text, finish = None, None, None
+        more: list[tuple[str, str]] = []
         error = sample.error
         if not error:
             generation = next(made)
