@@ -7,7 +7,7 @@ resumable by itself; here the two are joined, in one JSON Lines file of all cand
 import json
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from src.evaluation.answer_parts import Line, digest, record_error
 from src.evaluation.judges import Question, ScoreFile, part_of
 from src.evaluation.lvlm import Answered, Job, below, true_boxes
 from src.evaluation.metrics import judged
-from src.evaluation.metrics.base import means_of_groups, ratio
+from src.evaluation.metrics.base import means_of_groups, ratios
 from src.evaluation.results import UNUSABLE_SHOWN, Metric, Result, result_path
 from src.evaluation.selectors import PLAIN, Candidates, same_boxes, same_read, sizes_up_to
 from src.evaluation.tasks import Sample, Task
@@ -84,13 +84,17 @@ def evaluate(
         for name in names
     }
     last = {name: worth[name][n] for name in names}
-    details: dict[str, Any] = {
-        "curve": {name: {f"{size}": ratio(row, wholes) for size, row in worth[name].items()} for name in names},
-        "gains": {name: {other: ratio(np.subtract(last[name], last[other]).tolist(), wholes)
-                         for other in ("first", "random")} for name in names if name not in ("first", "random")},
-    }  # fmt: skip
+    figures = {(name, f"{size}"): row for name in names for size, row in worth[name].items()}
+    over = {
+        (name, other): np.subtract(last[name], last[other]).tolist()
+        for name in names
+        for other in ("first", "random")
+        if name not in ("first", "random")
+    }
+    details: dict[str, Any] = {"curve": _nested(ratios(figures, wholes)), "gains": _nested(ratios(over, wholes))}
     if task.group == "grounding":
-        details["iou"] = {name: _iou_curve(name, read, n, wholes) for name in names}
+        at = {(name, f"{t}"): _found_at(name, read, n, k) for name in names for k, t in enumerate(THRESHOLDS)}
+        details["iou"] = _nested(ratios(at, wholes))
     elif any(sample.types for sample in answered.samples):
         types = [sorted({task.types.get(one, one) for one in sample.types}) for sample in answered.samples]
         details["types"] = {name: means_of_groups(last[name], types)[1] for name in names}  # type: ignore[arg-type]
@@ -152,17 +156,21 @@ def _read(job: Job, adapter: Adapter, task: Task, sample: Sample, line: Line, ju
     return _Read(Candidates(values[:, AT], same_boxes(boxes), scores), values, len(true), told)
 
 
-def _iou_curve(name: str, read: Sequence[_Read | None], n: int, wholes: Sequence[int]) -> dict[str, Metric]:
-    """What the picks find at each threshold; ``oracle`` takes the best at each."""
-    curve = {}
-    for k, threshold in enumerate(THRESHOLDS):
-        found = []
-        for one in read:
-            value = one.values[:, k] if one else np.zeros(1)
-            best = one is not None and name == "oracle"
-            found.append(float(value.max()) if best else one.candidates.worth(name, n, value) if one else 0.0)
-        curve[f"{threshold}"] = ratio(found, wholes)
-    return curve
+def _nested(flat: Mapping[tuple[str, str], Metric]) -> dict[str, dict[str, Metric]]:
+    nested: dict[str, dict[str, Metric]] = {}
+    for (name, key), metric in flat.items():
+        nested.setdefault(name, {})[key] = metric
+    return nested
+
+
+def _found_at(name: str, read: Sequence[_Read | None], n: int, k: int) -> list[float]:
+    """What a selector's pick of each question finds at a threshold; ``oracle`` takes the best at each."""
+    found = []
+    for one in read:
+        value = one.values[:, k] if one else np.zeros(1)
+        best = one is None or name == "oracle"
+        found.append(float(value.max()) if best else one.candidates.worth(name, n, value))
+    return found
 
 
 def _write(
