@@ -168,8 +168,10 @@ def _found_at(name: str, read: Sequence[_Read | None], n: int, k: int) -> list[f
     found = []
     for one in read:
         value = one.values[:, k] if one else np.zeros(1)
-        best = one is None or name == "oracle"
-        found.append(float(value.max()) if best else one.candidates.worth(name, n, value))
+        if one is None or name == "oracle":
+            found.append(float(value.max()))
+        else:
+            found.append(one.candidates.worth(name, n, value))
     return found
 
 

@@ -155,7 +155,7 @@ class ScoreFile:
     def _write(self, file: Any, key: str, one: float | RecordError) -> None:
         if isinstance(one, RecordError):
             self.errors[one.kind] += 1
-            told = {"key": key, "score": None, "error": one.kind}
+            told: dict[str, Any] = {"key": key, "score": None, "error": one.kind}
         else:
             self.scores[key] = one
             told = {"key": key, "score": one, "error": None}

@@ -155,7 +155,7 @@ def _lines(job: Job, adapter: Adapter, task: Task, todo: Sequence[Sample], asked
     made = adapter.backend.stream(requests)
     for sample in todo:
         size, text, finish = None, None, None
-        more: list[tuple[str, str]] = []
+        more: Sequence[tuple[str, str]] = ()
         error = sample.error
         if not error:
             generation = next(made)
