@@ -3,7 +3,8 @@
     python python_script/make_evaluation_data.py --output output/evaluation_data
     python python_script/make_evaluation_data.py --output output/evaluation_data --choice choice.parquet
 
-Every scene is asked one question of each kind: scene, presence, count, colour, relation, grounding, caption. --choice
+Every scene is asked one question of each kind (scene, presence, count, colour, relation, grounding, caption), and one
+with options. --choice
 adds the multiple-choice and grounding questions of a Parquet file of the CHOICE benchmark.
 """
 

@@ -26,7 +26,15 @@ from python_script import (
     web_demo,
 )
 from python_script.build_preference import BuildConfig
-from python_script.evaluation import clip_classification, eval_retrieval, result_table, reward_curves, rs_evaluation
+from python_script.evaluation import (
+    clip_classification,
+    eval_retrieval,
+    lhrs_bench_bon,
+    result_table,
+    reward_curves,
+    rs_evaluation,
+    vg_bon,
+)
 from python_script.evaluation.reward_accuracy import AccuracyConfig
 from python_script.measure_pairs import MeasureConfig
 from python_script.score_dataset import ScoreConfig
@@ -66,6 +74,7 @@ PARSERS = {
     "benchmark.py": benchmark, "clip_classification.py": clip_classification, "compare_subsets.py": compare_subsets,
     "convert_checkpoint.py": convert_checkpoint,
     "convert_clip.py": convert_clip, "eval_retrieval.py": eval_retrieval, "export_subset.py": export_subset,
+    "lhrs_bench_bon.py": lhrs_bench_bon, "vg_bon.py": vg_bon,
     "make_evaluation_data.py": make_evaluation_data, "make_nano_clip.py": make_nano_clip,
     "make_scenes.py": make_scenes, "make_vlm_data.py": make_vlm_data, "result_table.py": result_table,
     "reward_curves.py": reward_curves, "rs_evaluation.py": rs_evaluation, "tally_subset.py": tally_subset,

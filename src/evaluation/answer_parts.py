@@ -27,6 +27,7 @@ class Line:
         text: None if there is no answer.
         size: (width, height) of the image in pixels, where boxes are asked for.
         error: kind and message; asked again in the next run.
+        more: the texts after the first, where several are drawn, and how each ended.
     """
 
     index: int
@@ -35,6 +36,7 @@ class Line:
     finish: str | None = None
     size: tuple[int, int] | None = None
     error: tuple[str, str] | None = None
+    more: tuple[tuple[str, str], ...] = ()
 
 
 def digest(*what: Any) -> str:
@@ -77,7 +79,7 @@ class AnswerParts:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"part-{self.rank:04d}.jsonl"
         self._file = path.open("ab+")
-        _cut_torn_line(self._file)
+        cut_torn_line(self._file)
         return self
 
     def write(self, line: Line) -> None:
@@ -105,12 +107,14 @@ def _lines(path: Path) -> Iterator[Line]:
             try:
                 content = json.loads(text)
                 size, error = content.pop("size"), content.pop("error")
-                yield Line(**content, size=tuple(size) if size else None, error=tuple(error) if error else None)
+                more = tuple(map(tuple, content.pop("more", ())))
+                yield Line(**content, size=size and tuple(size), error=error and tuple(error), more=more)
             except (ValueError, TypeError, KeyError, AttributeError):
                 continue  # torn by a kill: the question is asked again
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
+def cut_torn_line(file: BinaryIO) -> None:
+    """Leave whole lines alone in a file, and its end as the place to write."""
     end = file.seek(0, os.SEEK_END)
     at = end
     while at:

@@ -111,7 +111,7 @@ def ask(job: Job, adapter: Adapter, task: Task, team: Team, force: bool = False)
         JobError: as :func:`src.evaluation.tasks.read_samples`, or the model cannot be used.
     """
     samples = read_samples(job.data_root / task.file, job.limit, task.images)
-    asked = [digest(adapter.turns(task, sample), _below(job.data_root, sample.images)) for sample in samples]
+    asked = [digest(adapter.turns(task, sample), below(job.data_root, sample.images)) for sample in samples]
     parts = AnswerParts(_answers_folder(job, adapter) / (job.group(task) + "." + task.name), team.rank, team.world)
     if force:
         team.wait()
@@ -135,7 +135,7 @@ def ask(job: Job, adapter: Adapter, task: Task, team: Team, force: bool = False)
     return Answered(task, samples, [found[index] for index in range(len(samples))], len(missing), seconds)
 
 
-def _below(root: Path, images: Sequence[str]) -> list[str]:
+def below(root: Path, images: Sequence[str]) -> list[str]:
     """The paths from the data root on: data that have moved are the same."""
     return [image.removeprefix(f"{root}/") for image in images]
 
@@ -155,16 +155,18 @@ def _lines(job: Job, adapter: Adapter, task: Task, todo: Sequence[Sample], asked
     made = adapter.backend.stream(requests)
     for sample in todo:
         size, text, finish = None, None, None
+        more: Sequence[tuple[str, str]] = ()
         error = sample.error
         if not error:
             generation = next(made)
             error = generation.error
             if not error:
-                text, finish = generation.texts[0], generation.finish[0]
+                (text, finish), *more = zip(generation.texts, generation.finish, strict=True)
         if task.group == "grounding" and not sample.error:
             size, problem = _size(job, sample)
             error = error or (problem if not size else None)
-        yield Line(sample.index, asked[sample.index], text, finish, size, (error.kind, str(error)) if error else None)
+        told = (error.kind, str(error)) if error else None
+        yield Line(sample.index, asked[sample.index], text, finish, size, told, tuple(more))
 
 
 def _size(job: Job, sample: Sample) -> tuple[tuple[int, int] | None, RecordError | None]:
@@ -239,7 +241,7 @@ def _score(job: Job, adapter: Adapter, answered: Answered, errors: list[RecordEr
         return score_answers(task, samples, texts, job.published)
     boxes = []
     for number, (sample, line) in enumerate(zip(samples, answered.lines, strict=True)):
-        true = _true_boxes(task, sample, line.size)
+        true = true_boxes(task, sample, line.size)
         if not true and sample.references and not sample.error:
             errors[number] = RecordError(
                 "no_true_box", f"{sample.id}: no box with an area in {sample.reference[:80]!r}"
@@ -251,7 +253,8 @@ def _score(job: Job, adapter: Adapter, answered: Answered, errors: list[RecordEr
     return score_grounding(boxes, job.published)
 
 
-def _true_boxes(task: Task, sample: Sample, size: tuple[int, int] | None) -> list[Box]:
+def true_boxes(task: Task, sample: Sample, size: tuple[int, int] | None) -> list[Box]:
+    """The right boxes of a sample in pixels of an image of ``size``."""
     bound = BOX_FORMATS[task.boxes].bound
     known = size or ((int(bound), int(bound)) if bound else None)  # without the image only their number counts
     return parse_boxes(" ".join(sample.references), task.boxes, known if bound else None)

@@ -61,9 +61,10 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         self.prepare(model)
 
     def _get_train_sampler(self, dataset: Any = None) -> SeparateBatches:  # noqa: ARG002
-        size = self.args.generation_batch_size // self.num_generations
-        repeats = self.num_iterations * self.args.steps_per_generation
-        return SeparateBatches(self.prompts.groups(), size, self.num_generations, repeats, self.args.seed)
+        args: Any = self.args
+        each: int = self.num_generations  # type: ignore[assignment]  # as configured
+        repeats = self.num_iterations * args.steps_per_generation
+        return SeparateBatches(self.prompts.groups(), args.generation_batch_size // each, each, repeats, args.seed)
 
     def _watched(self, scorer: PairScorer) -> PairScorer:
         """The scorer, with a note of it where it answers nothing at all."""
@@ -74,8 +75,9 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
             except JobError as error:
                 self._no_answer = error
                 raise
-            if all(isinstance(one, JobError) for one in scores):
-                self._no_answer = scores[0]
+            errors = [one for one in scores if isinstance(one, JobError)]
+            if len(errors) == len(scores):
+                self._no_answer = next(iter(errors), None)
             return scores
 
         return score

@@ -39,6 +39,7 @@ class HeldOutTrainer(ShardedTrainer):
     held_out: ConversationCollator | None
     evaluation: Answering
     tells_loss = True
+    _tokenizer: Any  # of TRL's trainers
 
     def prepare(self, model: Any) -> None:
         """Once TRL's trainer is made: what of it, and of the model's files, is done otherwise here."""

@@ -10,7 +10,8 @@ from src.chat import THINKING, thinking_prompt
 from src.errors import JobError
 from src.evaluation.adapters.base import Adapter, Family
 from src.evaluation.adapters.families import FAMILIES
-from src.evaluation.backends import BACKENDS, get_backend
+from src.evaluation.backends import BACKENDS, backend_options, get_backend
+from src.evaluation.backends.later import LaterBackend
 from src.model.checkpoint import locate
 
 __all__ = ["MODEL_TYPES", "Adapter", "Family", "family_of", "get_adapter"]
@@ -31,7 +32,12 @@ _BY_NAME = (  # the first that occurs in the name without - and _
 
 
 def get_adapter(
-    model_type: str, model: str, family: str | None = None, reasoning: str | Path | None = None, **options: Any
+    model_type: str,
+    model: str,
+    family: str | None = None,
+    reasoning: str | Path | None = None,
+    later: bool = False,
+    **options: Any,
 ) -> Adapter:
     """Load a model with what its family needs.
 
@@ -40,6 +46,7 @@ def get_adapter(
         model: folder or hub id; for ``openai`` the name under which the server knows it, or "".
         family: a key of ``FAMILIES``, instead of the one found.
         reasoning: file of the reasoning prompt (see :func:`src.chat.thinking_prompt`), for any family.
+        later: load the model when it is first asked, and never if it is not.
         options: of the back end (see :func:`src.evaluation.backends.get_backend`).
 
     Raises:
@@ -51,6 +58,9 @@ def get_adapter(
     found = _known(family, FAMILIES, "family") if family else FAMILIES[own or family_of(model)]
     reasoning = reasoning or (THINKING if found.thinks else None)
     system = thinking_prompt(reasoning) if reasoning else None
+    if later:
+        backend_options(backend, **options)
+        return Adapter(LaterBackend(lambda: get_backend(backend, model, **options)), found, system)
     return Adapter(get_backend(backend, model, **options), found, system)
 
 

@@ -5,8 +5,19 @@ from typing import Any
 
 from src.evaluation.metrics.base import Scored, in_units, means_of_groups, ratio
 from src.evaluation.tasks import Sample, Task
-from src.rewards.answers import answer_kind, judge, normalise_answer, read_count, squash_answer
+from src.rewards.answers import Judgement, answer_kind, judge, normalise_answer, read_count, squash_answer
 from src.rewards.published import published_judge
+
+
+def judged(task: Task, sample: Sample, text: str | None) -> Judgement:
+    """What is read in an answer, and whether it is one of the right ones."""
+    kind = _kind(task, sample)
+    found = [judge(kind, text, reference, sample.options or None) for reference in sample.references]
+    return next((one for one in found if one.right), found[0] if found else judge(kind, None, ""))
+
+
+def _kind(task: Task, sample: Sample) -> str:
+    return answer_kind(sample.reference) if task.answer == "auto" else task.answer
 
 
 def score_answers(
@@ -26,9 +37,7 @@ def score_answers(
     rows: list[dict[str, Any]] = []
     errors: list[int] = []
     for sample, text in zip(samples, texts, strict=True):
-        kind = answer_kind(sample.reference) if task.answer == "auto" else task.answer
-        found = [judge(kind, text, reference, sample.options or None) for reference in sample.references]
-        best = next((one for one in found if one.right), found[0] if found else judge(kind, None, ""))
+        kind, best = _kind(task, sample), judged(task, sample, text)
         row = {"read": best.answer, "right": best.right, "unparsed": best.unparsed}
         if published:
             row["right_published"], row["cleaned_published"] = published_judge(kind, text, sample.reference)

@@ -1,12 +1,14 @@
 """What scoring a task gives, and figures with bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from src.evaluation.results import Metric, resampled_sums, with_interval
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,20 @@ def ratio(parts: Sequence[float], wholes: Sequence[float] | None = None) -> Metr
         parts: of each record.
         wholes: of each record; None: one each, which makes a mean.
     """
-    upper = np.asarray(parts, dtype=np.float64)
-    lower = np.ones(len(upper)) if wholes is None else np.asarray(wholes, dtype=np.float64)
+    return ratios({"": parts}, np.ones(len(parts)) if wholes is None else wholes)[""]
+
+
+def ratios(parts: Mapping[Key, Sequence[float]], wholes: Sequence[float] | np.ndarray) -> dict[Key, Metric]:
+    """:func:`ratio` of several figures of the same records, from the same draws."""
+    lower = np.asarray(wholes, dtype=np.float64)[:, None]
     n = int(lower.sum())
     if not n:
-        return nothing()
-    drawn = _drawn(upper[:, None], lower[:, None])[:, 0]
-    return with_interval(float(upper.sum() / n), n, drawn[~np.isnan(drawn)])
+        return {key: nothing() for key in parts}
+    upper = np.array(list(parts.values()), dtype=np.float64).T
+    drawn = _drawn(upper, np.broadcast_to(lower, upper.shape))
+    drawn = drawn[~np.isnan(drawn).any(axis=1)]
+    values = upper.sum(axis=0) / n
+    return {key: with_interval(float(values[k]), n, drawn[:, k]) for k, key in enumerate(parts)}
 
 
 def means_of_groups(right: Sequence[bool], groups: Sequence[Sequence[str]]) -> tuple[Metric, dict[str, Metric]]:

@@ -28,7 +28,8 @@ class Task:
         prompt: one of ``PROMPTS``: which sentence of the model's family goes around the question.
         instruction: a line behind the question.
         boxes: how true boxes are written, a key of :data:`src.rewards.boxes.BOX_FORMATS`.
-        images: folder of the images below the data root, where records do not name one; "": named like the file.
+        images: folder of the images below the data root, where records do not name one; "": named like the file;
+            an absolute one: of all images, whatever records say.
         types: what the types of questions are called; others keep their names.
         name: of the task.
     """

@@ -31,7 +31,8 @@ Records = dict[str, list[dict[str, Any]]]
 
 
 def scene_records(seeds: Iterable[int], folder: Path, size: int) -> Records:
-    """A question of every kind about each scene, by name of the file; pictures go to ``folder/scenes``.
+    """A question of every kind about each scene, and one with options, by name of the file; pictures go to
+    ``folder/scenes``.
 
     Args:
         size: side of the pictures in pixels.
@@ -61,7 +62,31 @@ def scene_records(seeds: Iterable[int], folder: Path, size: int) -> Records:
                 answer = ", ".join(str([round(side) for side in box]) for box in boxes)  # noqa: PLW2901
             turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
             made[TASK_OF_KIND[kind]].append({**record, "conversations": turns})
+    made["scenes_choice"] = _choices(made)
     return made
+
+
+def _choices(made: Records) -> list[dict[str, Any]]:
+    """One of each scene's questions, kinds in turn, with up to four options from the answers to other scenes."""
+    kinds = [kind for kind in TASK_OF_KIND if kind not in ("grounding", "caption")]
+    answers = {kind: sorted({_turns(record)[1] for record in made[TASK_OF_KIND[kind]]}) for kind in kinds}
+    choices = []
+    for number, records in enumerate(zip(*(made[TASK_OF_KIND[kind]] for kind in kinds), strict=True)):
+        kind, record = kinds[number % len(kinds)], records[number % len(kinds)]
+        question, answer = _turns(record)
+        rng = np.random.default_rng([number, 11])
+        others = [one for one in answers[kind] if one != answer]
+        drawn = [answer, *(others[int(k)] for k in rng.permutation(len(others))[:3])]
+        options = dict(zip(ascii_uppercase, (drawn[int(k)] for k in rng.permutation(len(drawn))), strict=False))
+        letter = next(letter for letter, text in options.items() if text == answer)
+        choices.append({**{key: record[key] for key in ("image", "image_path", "size")}, "id": f"{record['id']}-choice",
+                        "type": [kind], "question": question, "options": options, "answer": letter})  # fmt: skip
+    return choices
+
+
+def _turns(record: dict[str, Any]) -> tuple[str, str]:
+    asked, answered = record["conversations"]
+    return asked["value"].removeprefix("<image>\n"), answered["value"]
 
 
 def _others(answer: str, texts: Iterable[str]) -> Iterator[str]:

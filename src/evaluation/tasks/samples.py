@@ -65,7 +65,8 @@ def read_samples(path: Path, limit: int | None = None, images: str = "") -> list
 
     Keys of a record (the first that is there counts): ``images | image | image_id | filename`` one path or several;
     ``image_path`` their folder, relative to the annotations' folder (without it: the folder ``images`` there, or one
-    named like the file; but the paths of the key ``images`` are relative to the annotations' folder);
+    named like the file; but the paths of the key ``images`` are relative to the annotations' folder; an absolute
+    ``images`` is the folder of all of them, whatever a record says);
     ``conversations | conversation`` in turns, of which each pair is a question of its own, or ``question | query``
     with ``references | ground_truth | answer | captions``; ``options`` a list or letter to text; ``type`` one or
     several; ``size`` (height, width).
@@ -124,7 +125,7 @@ def _images(row: Mapping[str, Any], root: Path, folder: str) -> tuple[str, ...]:
     if key is None:
         raise RecordError("missing_image", "the record names no image")
     given = row[key] if isinstance(row[key], list) else [row[key]]
-    below = row.get("image_path", "" if key == "images" else folder)
+    below = folder if Path(folder).is_absolute() else row.get("image_path", "" if key == "images" else folder)
     if not isinstance(below, str) or not all(isinstance(name, str) and name for name in given):
         raise RecordError("bad_record", f"{key} and image_path must be paths")
     return tuple(str(root / below / name) for name in given)
