@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import PartialState
 
 from src.config import exit_on_job_error
@@ -23,13 +22,12 @@ from src.errors import JobError
 from src.evaluation.adapters import MODEL_TYPES, get_adapter
 from src.evaluation.adapters.families import FAMILIES
 from src.evaluation.backends import Sampling
-from src.evaluation.lvlm import Job, Team, ask, check_places, evaluate
+from src.evaluation.lvlm import Job, Team, ask, check_places, deciding, evaluate, read_options
 from src.evaluation.result_table import markdown, tables_of, write_tables
 from src.evaluation.results import read_results
 from src.evaluation.tasks import known_tasks, pick_tasks
 
 ENGINES = ("vllm", "lmdeploy")
-DECIDING = ("dtype", "image_library", "max_pixels", "max_prompt_tokens", "own_keys_only", "trust_remote_code", "url")
 DTYPES = ("auto", "float16", "bfloat16", "float32")
 
 
@@ -109,21 +107,16 @@ def settings(args: argparse.Namespace) -> tuple[Job, dict[str, Any]]:
     if args.model_type not in MODEL_TYPES:
         raise JobError(f"unknown model type {args.model_type!r}; known: {', '.join(MODEL_TYPES)}")
     backend = MODEL_TYPES[args.model_type][0]
-    given = dict(option.partition("=")[::2] for option in args.option)
-    try:
-        options = {key: yaml.safe_load(value) for key, value in given.items()}
-    except yaml.YAMLError as error:
-        raise JobError(f"--option takes KEY=VALUE: {' '.join(str(error).split())}") from error
+    options = read_options(args.option)
     if backend != "openai":
         options["dtype"] = args.dtype
     if args.batch_size is not None:
         options[{"transformers": "batch_size", "openai": "concurrency"}.get(backend, "window")] = args.batch_size
-    deciding = {key: value for key, value in options.items() if key in DECIDING}
     drawn = {"temperature": args.temperature, "top_p": args.top_p, "seed": args.seed} if args.do_sample else {}
     job = Job(
         args.model_path or "server", args.model_type, args.data_root.absolute(),
         (args.image_root or args.data_root).absolute(), args.output_dir,
-        Sampling(max_new_tokens=args.max_new_tokens, **drawn), deciding, args.limit, args.blind,
+        Sampling(max_new_tokens=args.max_new_tokens, **drawn), deciding(options), args.limit, args.blind,
         args.metric_compat == "published",
     )  # fmt: skip
     return job, options

@@ -5,10 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 
 from src.curation.job import weights_of
 from src.curation.scorer import NANO, Scorer
@@ -21,12 +19,11 @@ from src.evaluation.bon_page import chart
 from src.evaluation.charts import save_page
 from src.evaluation.features import FeatureStore
 from src.evaluation.judges import PARTS, Judge, ScoreFile, clip_model, score_model
-from src.evaluation.lvlm import Job, Team, ask
+from src.evaluation.lvlm import Job, Team, ask, deciding, read_options
 from src.evaluation.tasks import Task, known_tasks
 from src.model.clip import NANO_CLIP, load_clip
 
 JUDGES = ("Qwen2Reward", "clip", "majority_voting")
-DECIDING = ("dtype", "image_library", "max_pixels", "max_prompt_tokens", "own_keys_only", "trust_remote_code", "url")
 # Names of the published prompts
 _PUBLISHED = {"qwen2-vl": "qwen2_vl", "qwen2-vl-chat": "qwen2_vl", "qwen2-vl-r1": "qwen2vl_rs_r1",
               "llava-next": "llava", "llava_v1.6": "llava"}  # fmt: skip
@@ -72,10 +69,10 @@ def run(args: argparse.Namespace, group: str) -> None:
         JobError: a flag that cannot be, no such file or model, or questions without any answer.
     """
     task = _task(args, group)
-    options = _options(args.option)
+    options = read_options(args.option)
     if MODEL_TYPES.get(args.model_type, ("",))[0] != "openai":
         options["dtype"] = args.dtype
-    deciding = {key: value for key, value in options.items() if key in DECIDING}
+    decides = deciding(options)
     if torch.cuda.is_available() and MODEL_TYPES.get(args.model_type, ("",))[0] == "transformers":
         options.setdefault("device", _device(args.policy_model_cuda_id))
     job = Job(
@@ -83,7 +80,7 @@ def run(args: argparse.Namespace, group: str) -> None:
         args.output_path,
         Sampling(n=args.sample_num, temperature=args.temperature, top_p=args.top_p, seed=args.seed,
                  max_new_tokens=args.max_new_tokens),
-        deciding, args.limit,
+        decides, args.limit,
     )  # fmt: skip
     family = _PUBLISHED.get(args.model_name, args.model_name)
     adapter = get_adapter(
@@ -126,13 +123,6 @@ def _task(args: argparse.Namespace, group: str) -> Task:
         raise JobError(f"no such folder of images: {args.eval_image_root}")
     images = str(args.eval_image_root.absolute())
     return replace(known[args.task], file=args.eval_target_file.name, images=images)
-
-
-def _options(given: list[str]) -> dict[str, Any]:
-    try:
-        return {key: yaml.safe_load(value) for key, value in (option.partition("=")[::2] for option in given)}
-    except yaml.YAMLError as error:
-        raise JobError(f"--option takes KEY=VALUE: {' '.join(str(error).split())}") from error
 
 
 def _judge(args: argparse.Namespace, path: str, job: Job) -> Callable[[], Judge]:

@@ -7,11 +7,13 @@ are computed anew from the answers each time. Equal answers give equal files, wh
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from src.curation.job import weights_of
 from src.dataset.images import image_size
@@ -24,6 +26,26 @@ from src.evaluation.results import UNUSABLE_SHOWN, Result, result_path
 from src.evaluation.tasks import Sample, Task, read_samples
 from src.model.checkpoint import locate
 from src.rewards.boxes import BOX_FORMATS, Box, parse_boxes
+
+# Options of back ends that answers may depend on.
+DECIDING = ("dtype", "image_library", "max_pixels", "max_prompt_tokens", "own_keys_only", "trust_remote_code", "url")
+
+
+def read_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options of a back end from ``KEY=VALUE``, values as in YAML.
+
+    Raises:
+        JobError: a value that is no YAML.
+    """
+    try:
+        return {key: yaml.safe_load(value) for key, value in (option.partition("=")[::2] for option in given)}
+    except yaml.YAMLError as error:
+        raise JobError(f"--option takes KEY=VALUE: {' '.join(str(error).split())}") from error
+
+
+def deciding(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that answers may depend on."""
+    return {key: value for key, value in options.items() if key in DECIDING}
 
 
 @dataclass(frozen=True)
