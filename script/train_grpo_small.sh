@@ -2,11 +2,11 @@
 # Reinforces the nano Qwen2-VL with rewards of its answers (GRPO): by rules for questions and boxes, and by the embedded
 # score model, served beside it on a free port, for captions. First, a cold start teaches the thinking format.
 #
-#   bash script/train_sft.sh && bash script/train_grpo_small.sh [key=value ...]
+#   bash script/train_grpo_small.sh [key=value ...]
 #
 # Settings from the environment:
 #   MODEL_PATH     a Qwen2-VL that knows the thinking format already: no cold start
-#   START_PATH     what the cold start begins from (default output/vlm_sft/final)
+#   START_PATH     what the cold start begins from (default assets/nano/vlm)
 #   SCENES         made scenes to train on (default 600)
 #   COLD_STEPS     steps of the cold start (default 150)
 #   REWARD_URL     a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
@@ -27,11 +27,7 @@ made_data held_out --scenes 140 --seed 22
 # ---- cold start -------------------------------------------------------------------------------------------------------
 if [[ -z "${MODEL_PATH:-}" ]]; then
     MODEL_PATH=output/vlm_thinking/final
-    start="${START_PATH:-output/vlm_sft/final}"
-    if [[ ! -f "$start/config.json" ]]; then
-        echo "no model at $start: run script/train_sft.sh first, or set START_PATH or MODEL_PATH" >&2
-        exit 1
-    fi
+    start="${START_PATH:-$SCORERS_ROOT/assets/nano/vlm}"
     # metrics.json is what a training writes last: a model without it may be half written.
     if [[ ! -f output/vlm_thinking/metrics.json ]]; then
         launch "$programs/train_vlm.py" "$SCORERS_ROOT/config/nano/vlm_sft.yaml" model.model_name="$start" \
@@ -43,7 +39,7 @@ fi
 # ---- score server -----------------------------------------------------------------------------------------------------
 if [[ -z "${REWARD_URL:-}" ]]; then
     port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-    python "$programs/serve_reward.py" model.path="${SCORER_PATH:-assets/nano/scorer}" port="$port" &
+    python "$programs/serve_reward.py" model.path="${SCORER_PATH:-$SCORERS_ROOT/assets/nano/scorer}" port="$port" &
     server=$!
     trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
     until (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
