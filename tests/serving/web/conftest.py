@@ -122,7 +122,7 @@ def visit(site, browser):
 
     def open_page(width: int = 1280, height: int = 860, tab: str = "Chat"):
         context = browser.new_context(viewport={"width": width, "height": height})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         page.on(
             "request",

@@ -158,7 +158,7 @@ class Slow:
         self.asked.append(request.turns)
         text = ""
         for letter in "abcdef":
-            assert self.may.acquire(timeout=20)
+            assert self.may.acquire(timeout=60)
             text += letter
             if seen([text]):
                 break
