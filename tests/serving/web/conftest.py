@@ -104,7 +104,7 @@ def site(scored, tmp_path_factory):
         process.wait(30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an event loop runs as long, in which no other test could run its own
 def browser():
     if not CHROMIUM.exists():
         pytest.skip(f"no browser: {CHROMIUM} is not there")
