@@ -55,6 +55,14 @@ from src.training.vlm_config import VlmConfig
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+DEFAULT_CONFIGS = {  # what a command without a file is read with here
+    "train_reward.py": ["config/reward_training_stage2.yaml"],
+    "train_clip.py": ["config/clip_training_remoteclip.yaml"],
+    "train_grpo.py": ["config/grpo.yaml"],
+    "train_vlm.py": ["config/sft_finetuning.yaml"],
+    "vlm_curation_experiment.py": ["config/nano/vlm_curation_experiment.yaml"],
+    "curation_experiment.py": ["config/nano/curation_experiment.yaml"],
+}
 SCHEMAS = {
     "build_preference.py": BuildConfig,
     "curation_experiment.py": ClipCurationConfig,
@@ -129,18 +137,8 @@ def test_commands_name_real_programs_and_keys(command, monkeypatch):
         arguments[0] = f"way={arguments[0]}"
     if name in SCHEMAS:
         paths = [argument for argument in arguments if "=" not in argument]
-        if name == "train_reward.py":
-            paths = paths or ["config/reward_training_stage2.yaml"]
-        elif name == "train_clip.py":
-            paths = paths or ["config/clip_training_remoteclip.yaml"]
-        elif name == "train_grpo.py":
-            paths = paths or ["config/grpo.yaml"]
-        elif name == "train_vlm.py":
-            paths = paths or ["config/sft_finetuning.yaml"]
-        elif name == "vlm_curation_experiment.py":
-            paths = paths or ["config/nano/vlm_curation_experiment.yaml"]
-        elif program == "python_script/curation_experiment.py":
-            paths = paths or ["config/nano/curation_experiment.yaml"]
+        paths = paths or DEFAULT_CONFIGS.get(name, [])
+        if name == "curation_experiment.py":
             arguments += ["data.captioned=train.parquet", "data.test=test.parquet"]  # of the script's environment
         assert len(paths) <= 1
         load_config(SCHEMAS[name], ROOT / paths[0] if paths else None, [a for a in arguments if "=" in a])

@@ -4,11 +4,9 @@ Candidates are drawn by :func:`src.evaluation.lvlm.ask` and scored by :class:`sr
 resumable by itself; here the two are joined, in one JSON Lines file of all candidates with all scores, and evaluated.
 """
 
-import json
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,13 @@ import numpy as np
 from src.evaluation.adapters import Adapter
 from src.evaluation.answer_parts import Line, digest, record_error
 from src.evaluation.judges import Question, ScoreFile, part_of
-from src.evaluation.lvlm import Answered, Job, below, true_boxes
+from src.evaluation.lvlm import Answered, Job, below, settings, true_boxes, usable, write_lines
 from src.evaluation.metrics import judged
 from src.evaluation.metrics.base import means_of_groups, ratios
-from src.evaluation.results import UNUSABLE_SHOWN, Metric, Result, result_path
+from src.evaluation.results import Metric, Result, result_path
 from src.evaluation.selectors import PLAIN, Candidates, same_boxes, same_read, sizes_up_to
 from src.evaluation.tasks import Sample, Task
-from src.rewards.boxes import THRESHOLDS, box_hits
+from src.rewards.boxes import THRESHOLDS, GroundingCounts
 
 AT = THRESHOLDS.index(0.5)
 
@@ -98,28 +96,18 @@ def evaluate(
     elif any(sample.types for sample in answered.samples):
         types = [sorted({task.types.get(one, one) for one in sample.types}) for sample in answered.samples]
         details["types"] = {name: means_of_groups(last[name], types)[1] for name in names}  # type: ignore[arg-type]
-    errors = [record_error(line) for line in answered.lines]
-    bad = [(sample.id, error) for sample, error in zip(answered.samples, errors, strict=True) if error]
-    details["unusable"] = [{"id": name, "kind": error.kind, "message": str(error)}
-                           for name, error in bad[:UNUSABLE_SHOWN]]  # fmt: skip
-    settings = {
-        "data": str(job.data_root / task.file), "image_root": str(job.image_root), "model_type": job.model_type,
-        "model_files": job.files, "prompt": adapter.family.prompts.get(task.prompt, "{question}"),
-        "instruction": task.instruction, "system": adapter.system, "answer": task.answer,
-        "sampling": asdict(job.sampling), **job.options, "limit": job.limit,
-        "judges": {file.path.stem: file.judge for file in judges},
-    }  # fmt: skip
+    counts, details["unusable"] = usable(answered.samples, [record_error(line) for line in answered.lines])
     told = [row for one in read if one for row in one.told]
-    kinds = dict(sorted(Counter(error.kind for _, error in bad).items()))
-    counts = {
-        "records": len(read), "ok": len(read) - len(bad), "errors": kinds,
+    counts |= {
         "candidates": len(told), "cut": sum(row["finish"] == "length" for row in told),
         "unparsed": sum(row["unparsed"] for row in told),
         "unscored": {file.path.stem: sum(row["scores"][file.path.stem] is None for row in told) for file in judges},
     }  # fmt: skip
-    result = Result("best_of_n", task.name, job.model, {name: details["curve"][name][f"{n}"] for name in names},
-                    counts, settings, details)  # fmt: skip
-    path = result_path(job.output, result.task, result.set, result.model, settings).with_suffix(".jsonl")
+    result = Result(
+        "best_of_n", task.name, job.model, {name: details["curve"][name][f"{n}"] for name in names}, counts,
+        {**settings(job, adapter, task), "judges": {file.path.stem: file.judge for file in judges}}, details,
+    )  # fmt: skip
+    path = result_path(job.output, result.task, result.set, result.model, result.settings).with_suffix(".jsonl")
     _write(path, answered.samples, answered.lines, read, main)
     return result
 
@@ -150,7 +138,7 @@ def _read(job: Job, adapter: Adapter, task: Task, sample: Sample, line: Line, ju
     size = line.size or sample.size
     true = true_boxes(task, sample, line.size)
     boxes = [adapter.boxes(text, size) if size else [] for text, _ in texts]
-    values = np.array([[box_hits(true, own, t) for t in THRESHOLDS] for own in boxes], dtype=np.float64)
+    values = np.array([list(GroundingCounts.of(true, own).hits.values()) for own in boxes], dtype=np.float64)
     for row, own, hits in zip(told, boxes, values[:, AT].tolist(), strict=True):
         row |= {"boxes": [[round(side, 2) for side in box] for box in own], "hits": int(hits), "unparsed": not own}
     return _Read(Candidates(values[:, AT], same_boxes(boxes), scores), values, len(true), told)
@@ -179,21 +167,19 @@ def _write(
     path: Path, samples: Sequence[Sample], lines: Sequence[Line], read: Sequence[_Read | None], main: str
 ) -> None:
     """A line for each question, in order: keys of the published file, the candidates, and who picks which."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for sample, line, one in zip(samples, lines, read, strict=True):
-            picks: dict[str, int] = {}
-            if one:
-                everyone = np.ones((1, len(one.told)), dtype=bool)
-                picks = {name: int(one.candidates.pick(name, everyone)[0])
-                         for name in one.candidates.selectors() if name != "random"}  # fmt: skip
-                picks["random"] = zlib.crc32(sample.id.encode(errors="surrogatepass")) % len(one.told)
-            told = {
-                "id": sample.id, "filename": [Path(image).name for image in sample.images], "query": sample.question,
-                "options": dict(sample.options), "answer": list(sample.references), "type": list(sample.types),
-                "pred": one.told[picks[main]]["text"] if one else None, "picks": picks,
-                "candidates": one.told if one else [], "error": line.error[0] if line.error else None,
-            }  # fmt: skip
-            file.write(json.dumps(told, ensure_ascii=False) + "\n")
-    partial.replace(path)
+
+    def told(sample: Sample, line: Line, one: _Read | None) -> dict[str, Any]:
+        picks: dict[str, int] = {}
+        if one:
+            everyone = np.ones((1, len(one.told)), dtype=bool)
+            picks = {name: int(one.candidates.pick(name, everyone)[0])
+                     for name in one.candidates.selectors() if name != "random"}  # fmt: skip
+            picks["random"] = zlib.crc32(sample.id.encode(errors="surrogatepass")) % len(one.told)
+        return {
+            "id": sample.id, "filename": [Path(image).name for image in sample.images], "query": sample.question,
+            "options": dict(sample.options), "answer": list(sample.references), "type": list(sample.types),
+            "pred": one.told[picks[main]]["text"] if one else None, "picks": picks,
+            "candidates": one.told if one else [], "error": line.error[0] if line.error else None,
+        }  # fmt: skip
+
+    write_lines(path, map(told, samples, lines, read))

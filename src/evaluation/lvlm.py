@@ -7,7 +7,7 @@ are computed anew from the answers each time. Equal answers give equal files, wh
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -212,8 +212,23 @@ def evaluate(job: Job, adapter: Adapter, answered: Answered) -> Result:
     for row, error in zip(scored.rows, errors, strict=True):
         row["error"] = error.kind if error else None
     _write_samples(_results_path(job, task).with_suffix(".jsonl"), samples, lines, scored)
-    bad = [(sample.id, error) for sample, error in zip(samples, errors, strict=True) if error]
-    settings = {
+    counts, unusable = usable(samples, errors)
+    counts["cut"] = sum(line.finish == "length" for line in lines)
+    boxes = adapter.family.boxes if task.group == "grounding" else None
+    return Result(
+        job.group(task),
+        task.name,
+        job.model,
+        scored.metrics,
+        counts | scored.counts,
+        {**settings(job, adapter, task), "boxes": boxes, "blind": job.blind},
+        scored.details | {"unusable": unusable},
+    )
+
+
+def settings(job: Job, adapter: Adapter, task: Task) -> dict[str, Any]:
+    """What the answers to a task depend on, as a result tells it."""
+    return {
         "data": str(job.data_root / task.file),
         "image_root": str(job.image_root),
         "model_type": job.model_type,
@@ -222,26 +237,20 @@ def evaluate(job: Job, adapter: Adapter, answered: Answered) -> Result:
         "instruction": task.instruction,
         "system": adapter.system,
         "answer": task.answer,
-        "boxes": adapter.family.boxes if task.group == "grounding" else None,
         "sampling": asdict(job.sampling),
         **job.options,
         "limit": job.limit,
-        "blind": job.blind,
     }
-    cut = sum(line.finish == "length" for line in lines)
-    counts = {"records": len(samples), "ok": len(samples) - len(bad),
-              "errors": dict(sorted(Counter(error.kind for _, error in bad).items())), "cut": cut}  # fmt: skip
-    details = {"unusable": [{"id": name, "kind": error.kind, "message": str(error)}
-                            for name, error in bad[:UNUSABLE_SHOWN]]}  # fmt: skip
-    return Result(
-        job.group(task),
-        task.name,
-        job.model,
-        scored.metrics,
-        counts | scored.counts,
-        settings,
-        scored.details | details,
-    )
+
+
+def usable(
+    samples: Sequence[Sample], errors: Sequence[RecordError | None]
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The counts of records that a result has, and the first of those that could not be used."""
+    bad = [(sample.id, error) for sample, error in zip(samples, errors, strict=True) if error]
+    kinds = dict(sorted(Counter(error.kind for _, error in bad).items()))
+    counts = {"records": len(samples), "ok": len(samples) - len(bad), "errors": kinds}
+    return counts, [{"id": name, "kind": error.kind, "message": str(error)} for name, error in bad[:UNUSABLE_SHOWN]]
 
 
 def check_places(job: Job, tasks: Sequence[Task]) -> None:
@@ -284,15 +293,22 @@ def true_boxes(task: Task, sample: Sample, size: tuple[int, int] | None) -> list
 
 def _write_samples(path: Path, samples: Sequence[Sample], lines: Sequence[Line], scored: Scored) -> None:
     """A line for each question, in order: keys of the published file, and what was read in the answer."""
+    write_lines(path, (
+        {
+            "id": sample.id, "filename": [Path(image).name for image in sample.images],
+            "size": line.size or sample.size, "query": sample.question, "options": dict(sample.options),
+            "answer": list(sample.references), "pred": line.text, "finish": line.finish,
+            "type": list(sample.types), **row,
+        }
+        for sample, line, row in zip(samples, lines, scored.rows, strict=True)
+    ))  # fmt: skip
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON Lines file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
-        for sample, line, row in zip(samples, lines, scored.rows, strict=True):
-            told = {
-                "id": sample.id, "filename": [Path(image).name for image in sample.images],
-                "size": line.size or sample.size, "query": sample.question, "options": dict(sample.options),
-                "answer": list(sample.references), "pred": line.text, "finish": line.finish,
-                "type": list(sample.types), **row,
-            }  # fmt: skip
-            file.write(json.dumps(told, ensure_ascii=False) + "\n")
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     partial.replace(path)

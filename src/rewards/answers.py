@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # of the thinking format
 ANSWER_KINDS = ("cls", "yesno", "rural_urban", "count", "choice")
 _WORD_SETS = {"yesno": ("yes", "no"), "rural_urban": ("rural", "urban")}
 _NUMBER_WORDS = (

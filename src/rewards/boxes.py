@@ -116,15 +116,22 @@ def box_iou(a: Box, b: Box) -> float:
     return shared / union if union > 0 else 0.0
 
 
+def iou_table(true: Sequence[Box], predicted: Sequence[Box]) -> np.ndarray:
+    """IoUs, float (true boxes, predicted boxes)."""
+    table = [[box_iou(one, other) for other in predicted] for one in true]
+    return np.array(table, dtype=np.float64).reshape(len(true), len(predicted))
+
+
 def match_boxes(true: Sequence[Box], predicted: Sequence[Box], threshold: float = 0.5) -> list[tuple[int, int, float]]:
     """The best one-to-one pairs (index of the true box, of the predicted one, IoU), by true index.
 
     As many pairs with an IoU of at least ``threshold`` as there can be, and of all such matchings the one with the
     largest sum of IoUs; whatever the order of either.
     """
-    if not true or not predicted:
-        return []
-    iou = np.array([[box_iou(one, other) for other in predicted] for one in true])
+    return _pairs(iou_table(true, predicted), threshold)
+
+
+def _pairs(iou: np.ndarray, threshold: float) -> list[tuple[int, int, float]]:
     # One pair more outweighs any sum of IoUs.
     gain = np.where(iou >= threshold, iou + 1 + min(iou.shape), 0.0)
     rows, columns = linear_sum_assignment(gain, maximize=True)
@@ -156,27 +163,39 @@ class GroundingCounts:
     size_count: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIZES, 0))
     size_hits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIZES, 0))
 
-    def add(self, true: Sequence[Box], predicted: Sequence[Box]) -> int:
-        """Count a record, boxes in pixels, and return its hits at 0.5.
+    @classmethod
+    def of(cls, true: Sequence[Box], predicted: Sequence[Box]) -> "GroundingCounts":
+        """Those of one record, boxes in pixels.
 
         Raises:
             ValueError: a true box without area.
         """
         if any(box[0] >= box[2] or box[1] >= box[3] for box in true):
             raise ValueError(f"a true box has no area: {list(true)}")
-        self.records += 1
-        self.true += len(true)
-        self.predicted += len(predicted)
-        self.missing += max(0, len(true) - len(predicted))
-        self.surplus += max(0, len(predicted) - len(true))
-        for threshold in THRESHOLDS:
-            self.hits[threshold] += box_hits(true, predicted, threshold)
-        for box in true:
-            self.size_count[size_class(box)] += 1
-        found = match_boxes(true, predicted)
-        for row, *_ in found:
-            self.size_hits[size_class(true[row])] += 1
-        return len(found)
+        iou = iou_table(true, predicted)
+        found = {threshold: _pairs(iou, threshold) for threshold in THRESHOLDS}
+        sizes, hit = [size_class(box) for box in true], [size_class(true[row]) for row, *_ in found[0.5]]
+        return cls(
+            records=1,
+            true=len(true),
+            predicted=len(predicted),
+            missing=max(0, len(true) - len(predicted)),
+            surplus=max(0, len(predicted) - len(true)),
+            hits={threshold: len(pairs) for threshold, pairs in found.items()},
+            size_count={name: sizes.count(name) for name in SIZES},
+            size_hits={name: hit.count(name) for name in SIZES},
+        )
+
+    @classmethod
+    def total(cls, counts: Iterable["GroundingCounts"]) -> "GroundingCounts":
+        """The sum of counts."""
+        sums = cls()
+        for one in counts:
+            for name, value in vars(one).items():
+                own = getattr(sums, name)
+                added = {key: own[key] + value[key] for key in own} if isinstance(own, dict) else own + value
+                setattr(sums, name, added)
+        return sums
 
     def summary(self) -> dict[str, object]:
         """Counts and ratios, ratios None where there is nothing to divide by."""
@@ -196,14 +215,6 @@ class GroundingCounts:
             "curve": {f"{t}": {"hits": hits, "precision": _ratio(hits, self.true)} for t, hits in self.hits.items()},
             "size": sizes,
         }
-
-
-def grounding_summary(records: Iterable[tuple[Sequence[Box], Sequence[Box]]]) -> dict[str, object]:
-    """:meth:`GroundingCounts.summary` of (true, predicted) boxes in pixels, a pair a record."""
-    counts = GroundingCounts()
-    for true, predicted in records:
-        counts.add(true, predicted)
-    return counts.summary()
 
 
 def _ratio(part: int, whole: int) -> float | None:

@@ -15,11 +15,10 @@ from scipy.optimize import linear_sum_assignment
 
 from src.errors import RecordError
 from src.rewards import published
-from src.rewards.answers import answer_kind, judge, squash_answer
-from src.rewards.boxes import Box, box_iou, parse_boxes
+from src.rewards.answers import TAGS, answer_kind, judge, squash_answer
+from src.rewards.boxes import Box, iou_table, parse_boxes
 
 FORMAT_WEIGHT = 0.3  # the published run's
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _RESPONSE = re.compile(r"<think>(.*)</think>\s*<answer>(.*)</answer>", re.S)
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}")
 
@@ -86,7 +85,7 @@ def read_response(response: str) -> str | None:
     something and holds no further tag.
     """
     match = _RESPONSE.fullmatch(response.strip())
-    if not match or any(not part.strip() or any(tag in part for tag in _TAGS) for part in match.groups()):
+    if not match or any(not part.strip() or any(tag in part for tag in TAGS) for part in match.groups()):
         return None
     return match[2]
 
@@ -118,7 +117,7 @@ class BoxOverlap:
             true, said = (
                 [_scaled(box, bound) for box in boxes] for boxes, bound in zip((true, said), row.bounds, strict=True)
             )
-        iou = np.array([[box_iou(one, other) for other in said] for one in true])
+        iou = iou_table(true, said)
         worth = np.where(iou > 0.5, iou, 0.0)
         return Grade(float(worth[linear_sum_assignment(worth, maximize=True)].sum()) / max(len(true), len(said)))
 

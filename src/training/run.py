@@ -162,7 +162,9 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def set_up_wandb(config: RunConfig) -> None:
-    """Tell wandb, by its environment, what the configuration says; what is set there already stands."""
+    """Tell wandb, where it is used, by its environment what the configuration says; what is set there stands."""
+    if not config.wandb.enabled:
+        return
     os.environ.setdefault("WANDB_MODE", config.wandb.mode)
     os.environ.setdefault("WANDB_PROJECT", config.wandb.project)
     os.environ.setdefault("WANDB_DIR", config.save_folder)

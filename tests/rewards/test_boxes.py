@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.rewards.boxes import box_hits, box_iou, grounding_summary, match_boxes, parse_boxes
+from src.rewards.boxes import GroundingCounts, box_hits, box_iou, match_boxes, parse_boxes
 from src.rewards.published import published_boxes, published_grounding
 
 FIXTURES = Path("tests/fixtures/metrics")
@@ -46,7 +46,8 @@ def test_every_record(record):
 def test_every_set(group):
     """Known defects 8 to 12: misses, order, classes of size and non-square images count as they should."""
     records = [(RECORDS[id_]["true"], RECORDS[id_]["pred"]) for id_ in group["ids"]]
-    assert rounded(grounding_summary(records)) == group["correct"]
+    total = GroundingCounts.total(GroundingCounts.of(true, predicted) for true, predicted in records)
+    assert rounded(total.summary()) == group["correct"]
     for kind, empty in (("extractor_returns_none", None), ("extractor_returns_empty_list", [])):
         wanted = group["published"][kind]
         said = [(true, predicted or empty) for true, predicted in records]
@@ -87,7 +88,7 @@ def test_overlap():
 
 def test_a_true_box_without_area_is_refused():
     with pytest.raises(ValueError, match="no area"):
-        grounding_summary([([(1, 1, 1, 5)], [])])
+        GroundingCounts.of([(1, 1, 1, 5)], [])
 
 
 boxes = st.lists(st.tuples(*[st.integers(0, 4)] * 2).map(lambda c: (c[0], c[1], c[0] + 3, c[1] + 3)), max_size=4)

@@ -47,9 +47,7 @@ def command(launcher: list[str], keys: dict[str, object]) -> list[str]:
 
 
 def launch(launcher: list[str], keys: dict[str, object], **environment: str) -> subprocess.CompletedProcess:
-    # Trainings in this process, of other tests, have told wandb where to write.
-    own = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    env, line = {**own, **environment}, command(launcher, keys)
+    env, line = {**os.environ, **environment}, command(launcher, keys)
     return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
 
 

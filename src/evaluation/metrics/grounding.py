@@ -6,7 +6,7 @@ from typing import Any
 
 from src.evaluation.metrics.base import Scored, nothing, ratio
 from src.evaluation.results import Metric
-from src.rewards.boxes import THRESHOLDS, Box, GroundingCounts, box_hits
+from src.rewards.boxes import SIZES, THRESHOLDS, Box, GroundingCounts
 from src.rewards.published import published_grounding
 
 
@@ -34,27 +34,23 @@ def score_grounding(boxes: Sequence[Grounded], published: bool = False) -> Score
         with ``published`` also ``precision_published``, which leaves out what was not paired.
         A row has ``boxes``, ``true_boxes``, ``hits`` and ``unparsed``.
     """
-    totals = GroundingCounts()
-    rows: list[dict[str, Any]] = []
-    by_size: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in totals.size_count}
-    for one in boxes:
-        before = dict(totals.size_hits), dict(totals.size_count)
-        hits = totals.add(one.true, one.predicted)
-        for name, (hit, of) in by_size.items():
-            hit.append(totals.size_hits[name] - before[0][name])
-            of.append(totals.size_count[name] - before[1][name])
-        rows.append({"boxes": _rounded(one.predicted), "true_boxes": _rounded(one.true),
-                     "hits": hits, "unparsed": not one.predicted})  # fmt: skip
-    wholes = [len(one.true) for one in boxes]
-    metrics = {"precision": ratio([row["hits"] for row in rows], wholes)}
+    counted = [GroundingCounts.of(one.true, one.predicted) for one in boxes]
+    rows: list[dict[str, Any]] = [
+        {"boxes": _rounded(one.predicted), "true_boxes": _rounded(one.true),
+         "hits": counts.hits[0.5], "unparsed": not one.predicted}
+        for one, counts in zip(boxes, counted, strict=True)
+    ]  # fmt: skip
+    wholes = [counts.true for counts in counted]
+    metrics = {"precision": ratio([counts.hits[0.5] for counts in counted], wholes)}
     for threshold in (t for t in THRESHOLDS if t != 0.5):
-        found = [box_hits(one.true, one.predicted, threshold) for one in boxes]
-        metrics[f"precision@{threshold}"] = ratio(found, wholes)
-    metrics |= {f"precision_{name}": ratio(hit, of) for name, (hit, of) in by_size.items()}
+        metrics[f"precision@{threshold}"] = ratio([counts.hits[threshold] for counts in counted], wholes)
+    for name in SIZES:
+        hits = [counts.size_hits[name] for counts in counted]
+        metrics[f"precision_{name}"] = ratio(hits, [counts.size_count[name] for counts in counted])
     metrics["unparsed"] = ratio([row["unparsed"] for row in rows])
     if published:
         metrics["precision_published"] = _published(boxes)
-    summary = totals.summary()
+    summary = GroundingCounts.total(counted).summary()
     kept = ("n_true", "n_pred", "hits", "missing", "surplus", "predictions_without_hit")
     counts = {key: summary[key] for key in kept}
     counts["unparsed"] = sum(row["unparsed"] for row in rows)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, SiglipVisionConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, SiglipVisionConfig
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from src.errors import JobError
@@ -21,7 +21,7 @@ from src.model.vlm.lhrs import LhrsConfig, LhrsForConditionalGeneration, LhrsPro
 from src.model.vlm.templates import LHRS, Compat, llama3_template
 from src.model.vlm.tokenizer import add_image_token
 from src.model.vlm.towers import bare_tower, tower_shape, tower_weights
-from src.model.vlm.weights import Weight, Weights, refuse_other_weights, stored_weights, write_weights
+from src.model.vlm.weights import Weight, Weights, refuse_other_weights, stored_weights, write_model
 
 TOWER = "google/siglip-so400m-patch14-384"
 CHECKPOINT = "FINAL.pt"
@@ -102,16 +102,9 @@ def convert_lhrs(
         image_seq_length=config.image_seq_length,
         chat_template=llama3_template(LHRS, compat),
     ).save_pretrained(target)
-    config.architectures, config.compat = ["LhrsForConditionalGeneration"], compat
-    config.save_pretrained(target)
     ends = text_config.eos_token_id if isinstance(text_config.eos_token_id, list) else [text_config.eos_token_id]
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>"), *ends} - {None}),
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_token],
-    ).save_pretrained(target)
-    write_weights(weights, target)
+    ends = sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|eot_id|>"), *ends} - {None})
+    write_model(model, weights, tokenizer, ends, image_token, compat, target)
 
 
 def _text_model(text_base: Path) -> tuple[Any, LlamaConfig]:

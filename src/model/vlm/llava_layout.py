@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
-    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -30,7 +29,7 @@ from src.errors import JobError
 from src.model.vlm.templates import LLAVA_V1, VICUNA_V1, Compat, vicuna_template
 from src.model.vlm.tokenizer import add_image_token, llama_tokenizer
 from src.model.vlm.towers import bare_tower, tower_shape, tower_weights, with_positions
-from src.model.vlm.weights import Weight, Weights, refuse_other_weights, stored_weights, write_weights
+from src.model.vlm.weights import Weight, Weights, refuse_other_weights, stored_weights, write_model
 
 
 @dataclass(frozen=True)
@@ -112,15 +111,7 @@ def convert_llava(source: Path, target: Path, tower: Path | None = None, compat:
         num_additional_image_tokens=1,
         chat_template=vicuna_template(family.system, compat, bool(given.get("mm_use_im_start_end"))),
     ).save_pretrained(target)
-    config.architectures, config.compat = ["LlavaForConditionalGeneration"], compat
-    config.save_pretrained(target)
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        suppress_tokens=[image_token],
-    ).save_pretrained(target)
-    write_weights(weights, target)
+    write_model(model, weights, tokenizer, tokenizer.eos_token_id, image_token, compat, target)
 
 
 def read_config(source: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+from transformers import GenerationConfig, PreTrainedModel
 
 from src.errors import JobError
 from src.model.checkpoint import WEIGHT_FILES, WEIGHT_INDEXES
@@ -90,6 +91,35 @@ def write_weights(weights: Mapping[str, Weight], folder: Path, shard_bytes: int 
         "weight_map": {weight: file for file, held in zip(names, shards, strict=True) for weight in held},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_model(
+    model: PreTrainedModel,
+    weights: Mapping[str, Weight],
+    tokenizer: Any,
+    ends: int | list[int],
+    image_token: int,
+    compat: str,
+    folder: Path,
+) -> None:
+    """Write a converted model, without its processor.
+
+    Args:
+        model: of which class and configuration it is; its own weights do not count.
+        ends: tokens that end a text.
+        image_token: which is never generated.
+        compat: as converted, kept in the configuration.
+    """
+    config: Any = model.config
+    config.architectures, config.compat = [type(model).__name__], compat
+    config.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=[image_token],
+    ).save_pretrained(folder)
+    write_weights(weights, folder)
 
 
 def refuse_other_weights(weights: Mapping[str, Weight], model: torch.nn.Module, source: str | Path) -> None:

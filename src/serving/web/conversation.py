@@ -8,13 +8,12 @@ from typing import Any
 from src.chat import IMAGE, thinking_prompt
 from src.errors import RecordError
 from src.evaluation.backends import Request
-from src.rewards.answers import final_answer
+from src.rewards.answers import TAGS, final_answer
 from src.serving.web.models import Growth
 from src.serving.web.pictures import answer_boxes, data_uri, draw_boxes, open_upload, small_copy
 
 MAX_IMAGES = 8  # of a conversation
 MAX_CHARS = 8000  # of a question
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _UNFINISHED_TAG = re.compile("|".join(f"{re.escape(tag[:n])}$" for tag in TAGS for n in range(len(tag) - 1, 0, -1)))
 
 

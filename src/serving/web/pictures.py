@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw, ImageFont
 from src.dataset.images import ImageLimits, open_image
 from src.dataset.scenes import make_scene, png_bytes
 from src.errors import RecordError
-from src.rewards.answers import final_answer
 from src.rewards.boxes import Box, parse_boxes
 
 MAX_UPLOAD_BYTES = 20 * 2**20
@@ -40,7 +39,7 @@ def open_upload(path: str | Path) -> Image.Image:
 
 def answer_boxes(text: str) -> list[Box]:
     """The boxes of a model's final answer, in thousandths of the image's sides."""
-    return parse_boxes(final_answer(text))
+    return parse_boxes(text)
 
 
 def draw_boxes(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
