@@ -44,7 +44,7 @@ def _lines(curves: dict[str, dict[str, Any]], names: list[str], across: str, up:
     colour = alt.Scale(domain=names, range=[_COLOURS[k % len(_COLOURS)] for k in range(len(names))])
     base = alt.Chart(alt.Data(values=points)).encode(
         x=alt.X("x:Q", title=across, scale=scale, axis=alt.Axis(values=ticks, grid=False)),
-        color=alt.Color("by:N", title=None, scale=colour, sort=names),
+        color=alt.Color("by:N", title=None, scale=colour, sort=names, legend=alt.Legend(symbolOpacity=1)),
         tooltip=["by:N", "x:Q", *(alt.Tooltip(f"{key}:Q", format=".1%") for key in ("value", "low", "high"))],
     )
     value = alt.Y("value:Q", title=up, axis=alt.Axis(format="%"), scale=alt.Scale(zero=False))
