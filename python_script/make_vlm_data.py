@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=1000, help="number of made scenes; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="data of different seeds share no scene")
     parser.add_argument("--size", type=int, default=224, help="side of the scenes in pixels")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of questions")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS),
+                        help="kinds of questions; named more than once: asked more often")  # fmt: skip
     parser.add_argument("--questions", type=int, default=1, help="questions of different kinds about a scene")
     parser.add_argument("--turns", type=int, default=1, help="questions a conversation, at most; above 1 for .jsonl")
     parser.add_argument("--thinking", action="store_true", help="scenes in the thinking format; for .jsonl")

@@ -51,7 +51,11 @@ def scene_turns(scene: Scene, rng: np.random.Generator, kinds: Sequence[str] = K
         "yes_no": lambda: _presence(scene, rng),
         "colour": lambda: asked[pick(rng, ("colour", "landmark_colour"))],
     }
-    return [(kind, *(told[kind]() if kind in told else asked[kind])) for kind in kinds]
+    turns: dict[str, Turn] = {}  # by question: of one asked again, the answer could be copied
+    for kind in kinds:
+        question, answer = told[kind]() if kind in told else asked[kind]
+        turns.setdefault(question, (kind, question, answer))
+    return list(turns.values())
 
 
 def _presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:

@@ -88,6 +88,17 @@ def test_several_turns_are_about_one_image(tmp_path):
         write_instructions(in_turns(made, 2), tmp_path / "chats.parquet")
 
 
+def test_a_kind_asked_several_times_asks_for_other_things_each_time():
+    """A question asked again could be answered from what was answered before, without the image."""
+    numbers = []
+    for one in in_turns(scene_conversations(scene_seeds(3, 40), ["yes_no"] * 5 + ["count"], 6, 56), 6):
+        questions = [question for _, question, _ in one["turns"]]
+        assert len(questions) == len(set(questions))
+        numbers.append(len(questions))
+    assert max(numbers) == 6
+    assert min(numbers) > 1
+
+
 def test_answers_in_the_thinking_format_have_the_facts_before_them_and_the_prompt_above(tmp_path):
     options = ["--scenes", "3", "--size", "56", "--questions", "2", "--turns", "2", "--seed", "7"]
     files = [tmp_path / name / "chats.jsonl" for name in ("plain", "thinking")]
