@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from src.config import run_program
-from src.evaluation.training_page import reward_curves, write_curves
+from src.evaluation.grpo_page import held_out_change, reward_curves
+from src.evaluation.training_page import write_curves
 from src.rewards.rewards import PairScorer
 from src.serving.client import Asked, Retry, RewardClient
 from src.training.grpo import train_grpo
@@ -54,8 +55,9 @@ def main(config: GrpoConfig) -> None:
         train_grpo(config, connect(config.reward, stack))
     if int(os.environ.get("RANK", "0")) == 0:
         folder = Path(config.save_folder)
-        history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
-        write_curves([reward_curves({config.run_name: history})], folder / "rewards.png")
+        history, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("history", "metrics"))
+        change = held_out_change({config.run_name: metrics})
+        write_curves([reward_curves({config.run_name: history}), *([change] if change else [])], folder / "rewards.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures of trainings: loss and accuracy of a score model by stage, what each reached by kind; rewards of GRPO."""
+"""Pictures of the training of a score model: loss and accuracy by stage, and what each reached by kind."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -63,37 +63,6 @@ def kinds(measured: Mapping[str, Mapping[str, Any]]) -> Any:
     colours = dict(zip(measured, _STAGES[-len(measured) :], strict=True))
     chart = interval_dots(points_of(measured, "by_kind"), order, colours)
     return chart.properties(title="Held-out accuracy by kind of wrong answer", width=520, height=alt.Step(24))
-
-
-def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Chart of rewards in reinforcement learning by step, a column per run: the mean of all, that of each kind of
-    reward, and the share of responses that keep the format.
-
-    Args:
-        runs: by name the log history of each (``history.json`` of ``train_grpo.py``).
-    """
-
-    def panel(run: str, history: Sequence[Mapping[str, Any]]) -> Any:
-        points = [
-            {"what": name.removeprefix("reward_").replace("reward", "all"), "step": entry["step"], "value": value}
-            for entry in history
-            for name, value in entry.items()
-            if (name in ("reward", "format") or name.startswith("reward_"))
-            and name != "reward_std"
-            and value is not None
-        ]
-        return (
-            alt.Chart(alt.Data(values=points), title=run, width=300, height=200)
-            .mark_line(point=alt.OverlayMarkDef(size=16))
-            .encode(
-                x=alt.X("step:Q", title="optimizer step"),
-                y=alt.Y("value:Q", title="mean reward", scale=alt.Scale(domain=[0, 1])),
-                color=alt.Color("what:N", title=None),
-                tooltip=["what:N", "step:Q", alt.Tooltip("value:Q", format=".3f")],
-            )
-        )
-
-    return alt.hconcat(*(panel(run, history) for run, history in runs.items()))
 
 
 def write_curves(charts: Sequence[Any], target: Path) -> None:
