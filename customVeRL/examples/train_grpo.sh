@@ -8,7 +8,7 @@
 #   CONFIG_NAME     grpo_nano (default) or grpo_7b, of customVeRL/examples/config
 #   MODEL_PATH      policy: folder or hub id (nano default: assets/nano/vlm-r1 where there is one, else assets/nano/vlm)
 #   DATA_PATH       rows to train on; EVAL_PATH held-out ones (nano default: made scenes)
-#   OUTPUT_DIR      default output/verl: checkpoints, metrics.jsonl, validation, rollouts, tensorboard
+#   OUTPUT_DIR      default output/verl: checkpoints, metrics-<start>.jsonl, validation, rollouts, tensorboard
 #   REWARD_URL      a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
 #   SCORER_PATH     score model of the server that is started (default assets/nano/scorer)
 #   SCORERS_PYTHON  Python of the basic environment, for server and made scenes (default .venv/bin/python of the project)
@@ -25,7 +25,7 @@ OUTPUT_DIR="$(mkdir -p "${OUTPUT_DIR:-output/verl}" && cd "${OUTPUT_DIR:-output/
 export OUTPUT_DIR
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" TRANSFORMERS_OFFLINE="${TRANSFORMERS_OFFLINE:-1}" WANDB_MODE="${WANDB_MODE:-offline}"
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}" DO_NOT_TRACK="${DO_NOT_TRACK:-1}"
-export VERL_FILE_LOGGER_PATH="${VERL_FILE_LOGGER_PATH:-$OUTPUT_DIR/metrics.jsonl}"
+export VERL_FILE_LOGGER_PATH="${VERL_FILE_LOGGER_PATH:-$OUTPUT_DIR/metrics-$(date -u +%Y%m%dT%H%M%S).jsonl}"
 export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT_DIR/tensorboard}"
 [[ -x "$VERL_ENV/bin/python" ]] || bash "$verl_root/env_setup.sh"
 
