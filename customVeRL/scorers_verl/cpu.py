@@ -1,4 +1,4 @@
-"""verl's own trainer on the CPU: a platform, its FSDP engine for that device, and rollout by ``generate`` of transformers.
+"""verl's own trainer on the CPU: a platform, its FSDP engine for that device, and rollout by transformers.
 
 For trying things out and for tests, at nano size: chosen by VERL_PLATFORM=cpu (see :mod:`scorers_verl.plugin`) with
 ``trainer.device=cpu actor_rollout_ref.rollout.name=hf actor_rollout_ref.actor.strategy=fsdp2``. Three of verl's inner

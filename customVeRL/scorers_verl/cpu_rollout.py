@@ -10,8 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
-from src.chat import RESERVED
 from scorers_verl.reward import MicroBatches
+from src.chat import RESERVED
 
 WAIT = 0.3  # seconds in which requests become a batch; a step asks for all of its responses at once
 
@@ -58,9 +58,9 @@ class Generator:
         greedy = not sampling["temperature"]
         temperature = 1.0 if greedy else sampling["temperature"]
         inputs = self._inputs([(ids, images) for ids, images, _ in asked])
-        how: dict[str, Any] = {"do_sample": False} if greedy else {
-            "do_sample": True, "temperature": temperature, "top_p": sampling["top_p"], "top_k": max(0, sampling["top_k"])
-        }  # fmt: skip
+        how: dict[str, Any] = {"do_sample": not greedy}
+        if not greedy:
+            how |= {"temperature": temperature, "top_p": sampling["top_p"], "top_k": max(0, sampling["top_k"])}
         found = self.model.generate(
             **inputs,
             **how,

@@ -1,8 +1,8 @@
-"""Rows of a data set as prompts of verl: asked in the thinking format, checked before training, measured in real tokens.
+"""Rows of a data set as prompts of verl: in the thinking format, checked before training, measured in real tokens.
 
 A row has a prompt (text, or turns), an answer, maybe images (encoded bytes, ``{bytes, path}``, a path, a picture, or a
-list of these; null where it has none), its type and the problem that the answer is scored as an answer to. Which columns
-these are, and which reward a type has, is said under ``data`` of ``examples/config/grpo_7b.yaml``.
+list of these; null where it has none), its type and the problem that the answer is scored as an answer to. Which
+columns these are, and which reward a type has, is said under ``data`` of ``examples/config/base.yaml``.
 """
 
 from collections import Counter
@@ -122,9 +122,7 @@ class GrpoDataset(RLHFDataset):
             raise RecordError("unknown_reward_type", f"type {kind!r} has no reward of {', '.join(REWARDS)}")
         problem = row.get(self.config.problem_key) if self.config.get("problem_key") else None
         question = problem if isinstance(problem, str) else _last_text(row[self.prompt_key])
-        told = RewardRow(
-            kind=named, response="", reference=str(answer), question=question.replace(IMAGE, "").strip()
-        )
+        told = RewardRow(kind=named, response="", reference=str(answer), question=question.replace(IMAGE, "").strip())
         if named == BoxOverlap.name:
             BoxOverlap().check(told)
         return told

@@ -1,4 +1,4 @@
-"""What verl loads in each of its processes (entry point ``verl.plugins``): the CPU back end, if VERL_PLATFORM asks for it."""
+"""What verl loads in each of its processes (entry point ``verl.plugins``): the CPU back end if VERL_PLATFORM=cpu."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Rewards of ScoreRS in verl: responses are gathered into calls of many, and scored with the images of their prompts."""
+"""Rewards of ScoreRS in verl: responses are gathered into few calls, and scored with the images of their prompts."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from src.errors import JobError, RecordError
+from src.errors import JobError
 from src.rewards.rewards import PairScorer, Reward, RewardResult, RewardRow
 from src.serving.client import Retry, RewardClient
 from src.serving.pair_scorer import server_scorer

@@ -92,12 +92,12 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def score_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScoreServer]:
-    assert SCORERS_PYTHON.is_file(), f"{SCORERS_PYTHON} is not there: SCORERS_PYTHON names the basic environment's Python"
+    assert SCORERS_PYTHON.is_file(), (
+        f"{SCORERS_PYTHON} is not there: SCORERS_PYTHON names the basic environment's Python"
+    )
     server = ScoreServer(tmp_path_factory.mktemp("server") / "log.txt", free_port())
     try:
         server.wait()
         yield server
     finally:
         server.stop()
-
-

@@ -1,4 +1,4 @@
-"""Rewards of responses as verl asks for them: by rule and by a live score server, in few calls, and never a 0 for none."""
+"""Rewards of responses as verl asks for them: by rule and by a live score server, in few calls; no reward is no 0."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scorers_verl.reward import MicroBatches, ScoreRewardManager
-from src.errors import JobError, RecordError
-from src.serving.client import RewardClient
 from tensordict import TensorDict
 from verl import DataProto
 
 from conftest import ROOT, ScoreServer, composed, free_port, png
+from scorers_verl.reward import MicroBatches, ScoreRewardManager
+from src.errors import JobError, RecordError
+from src.serving.client import RewardClient
 
 ROWS = json.loads((ROOT / "tests" / "fixtures" / "metrics" / "rewards.json").read_text())["rows"]
 BY_RULE = [row for row in ROWS if row["reward_type"] in ("em", "iou", "math") and "bounds" not in row]
@@ -32,12 +32,13 @@ def sample(processor, response, kind="em", reference="7", images=(), question="H
     """A response as verl hands it to a reward manager, padded on the right."""
     ids = processor.tokenizer(response + "<|im_end|>")["input_ids"]
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+    system = {"role": "system", "content": [{"type": "text", "text": "Think."}]}
     told = {
-        "raw_prompt": [{"role": "system", "content": [{"type": "text", "text": "Think."}]}, {"role": "user", "content": content}],
+        "raw_prompt": [system, {"role": "user", "content": content}],
         "reward_type": kind,
         "reward_model": {"style": kind, "ground_truth": reference},
         "problem": question,
-    }  # fmt: skip
+    }
     prompt = [1, 1, 1, 1]
     tensors = {
         "prompts": torch.tensor([prompt]),
@@ -59,7 +60,9 @@ def picture(colour):
 
 
 def test_every_response_has_the_same_keys(processor):
-    found = run(manager(processor), [sample(processor, GOOD.format(text)) for text in ("7", "8", "")] + [sample(processor, "7")])
+    found = run(
+        manager(processor), [sample(processor, GOOD.format(text)) for text in ("7", "8", "")] + [sample(processor, "7")]
+    )
     keys = {"overall", "format", "accuracy", "unparsed"}
     assert [one["reward_score"] for one in found] == pytest.approx([1.0, 0.3, 0.0, 0.0])
     assert all(set(one["reward_extra_info"]) == keys for one in found)
@@ -83,7 +86,9 @@ def test_the_project_s_own_cases(processor):
 
 def test_an_unknown_kind_raises(processor):
     """Defect 56. Its error also crosses processes, as verl's workers need."""
-    bleu, fine = run(manager(processor), [sample(processor, GOOD.format("7"), "bleu"), sample(processor, GOOD.format("7"))])
+    bleu, fine = run(
+        manager(processor), [sample(processor, GOOD.format("7"), "bleu"), sample(processor, GOOD.format("7"))]
+    )
     assert isinstance(bleu, RecordError)
     assert "unknown kind of reward 'bleu'" in str(bleu)
     assert fine["reward_score"] == 1.0
@@ -100,7 +105,10 @@ def test_open_ended_without_a_server_raises(processor):
 def test_open_ended_rewards_of_a_live_server(processor, score_server):
     """Scored with the images and the problem of the prompt; many responses travel in few requests."""
     pictures = [picture("red"), picture("navy")]
-    texts = [f"A picture with {word}." for word in ("a pier", "two ships", "nothing", "a red field", "water", "roofs", "x", "cars")]
+    texts = [
+        f"A picture with {word}."
+        for word in ("a pier", "two ships", "nothing", "a red field", "water", "roofs", "x", "cars")
+    ]
     asked = [(image, text) for image in pictures for text in texts]
     samples = [
         # verl copies the picture of a prompt for each of its responses
@@ -125,12 +133,17 @@ def test_open_ended_rewards_of_a_live_server(processor, score_server):
 def test_images_need_not_be_bytes(processor, score_server, form):
     """Defect 55."""
     image = {"bytes": png(), "mapping": {"bytes": png(), "path": None}, "picture": picture("red")}[form]
-    (found,) = run(manager(processor, score_server.url), [sample(processor, GOOD.format("a pier"), "open_ended", "a pier", [image])])
+    (found,) = run(
+        manager(processor, score_server.url),
+        [sample(processor, GOOD.format("a pier"), "open_ended", "a pier", [image])],
+    )
     assert found["reward_extra_info"]["accuracy"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_text_only_prompt_is_scored(processor, score_server):
-    (found,) = run(manager(processor, score_server.url), [sample(processor, GOOD.format("a pier"), "open_ended", "a pier")])
+    (found,) = run(
+        manager(processor, score_server.url), [sample(processor, GOOD.format("a pier"), "open_ended", "a pier")]
+    )
     assert found["reward_extra_info"]["accuracy"] == pytest.approx(0.5, abs=1e-4)
 
 
@@ -149,7 +162,9 @@ def test_a_dead_server_ends_the_rewards(processor):
     """Defect 57: it hung, or gave 0. After all tries even rewards by rule raise, so that training ends and says why."""
     scorer = manager(processor, f"http://127.0.0.1:{free_port()}", tries=3)
     started = time.monotonic()
-    first = run(scorer, [sample(processor, GOOD.format("a pier"), "open_ended", "a pier"), sample(processor, GOOD.format("7"))])
+    first = run(
+        scorer, [sample(processor, GOOD.format("a pier"), "open_ended", "a pier"), sample(processor, GOOD.format("7"))]
+    )
     assert all(isinstance(one, JobError) for one in first)
     assert "after 3 tries; the last: ConnectError" in str(first[0])
     assert time.monotonic() - started < 30
@@ -162,7 +177,9 @@ def test_a_server_that_restarts_costs_a_wait(processor, tmp_path):
     scorer = manager(processor, f"http://127.0.0.1:{port}", tries=15)
 
     async def ask_before_it_is_there():
-        waiting = asyncio.create_task(scorer.run_single(sample(processor, GOOD.format("a pier"), "open_ended", "a pier")))
+        waiting = asyncio.create_task(
+            scorer.run_single(sample(processor, GOOD.format("a pier"), "open_ended", "a pier"))
+        )
         await asyncio.sleep(1)
         server = await asyncio.to_thread(ScoreServer, tmp_path / "log.txt", port)
         try:
@@ -193,7 +210,18 @@ def test_calls_become_few(items):
         return await asyncio.gather(*map(batches, range(10)), return_exceptions=True)
 
     found = asyncio.run(ask())
-    assert [one if isinstance(one, int) else one.kind for one in found] == [0, "odd", 20, "odd", 40, "odd", 60, "odd", 80, "odd"]
+    assert [one if isinstance(one, int) else one.kind for one in found] == [
+        0,
+        "odd",
+        20,
+        "odd",
+        40,
+        "odd",
+        60,
+        "odd",
+        80,
+        "odd",
+    ]
     assert sorted(map(len, calls)) == {1: [1] * 10, 4: [2, 4, 4], 100: [10]}[items]
 
 

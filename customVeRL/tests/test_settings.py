@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from scorers_verl import plugin
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -19,6 +18,7 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import get_dataset_class
 
 from conftest import CONFIGS, ROOT, VERL, composed
+from scorers_verl import plugin
 
 NAMES = ["grpo_7b", "grpo_nano"]
 SEVEN = (
@@ -113,14 +113,17 @@ def launched(tmp_path: Path, *arguments: str, **variables: str) -> tuple[subproc
     calls = tmp_path / "calls.jsonl"
     python.write_text(
         '#!/usr/bin/env bash\n[[ "$1" == -c ]] && { echo 1; exit; }\n'
-        f'printf "%s\\n" "$@" >"{calls}"; echo "platform=${{VERL_PLATFORM:-}} model=${{MODEL_PATH:-}} url=$REWARD_URL"\n'
+        f'printf "%s\\n" "$@" >"{calls}"\n'
+        'echo "platform=${VERL_PLATFORM:-} model=${MODEL_PATH:-} url=$REWARD_URL"\n'
     )
     python.chmod(0o755)
     hidden = {"MODEL_PATH", "DATA_PATH", "EVAL_PATH", "VERL_PLATFORM", "CONFIG_NAME", "REWARD_URL"}
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"VERL_ENV": str(tmp_path / "verl"), "OUTPUT_DIR": str(tmp_path / "out")} | variables
     command = ["bash", str(VERL / "examples" / "train_grpo.sh"), *arguments]
-    run = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    run = subprocess.run(
+        command, check=False, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=60
+    )
     return run, calls.read_text().splitlines() if calls.exists() else []
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from scorers_verl.cpu_rollout import Generator
-from scorers_verl.dataset import GrpoDataset
 from transformers import AutoModelForImageTextToText
 
 from conftest import POLICY, ROOT, SCORERS_PYTHON, VERL, composed, png, write_rows
+from scorers_verl.cpu_rollout import Generator
+from scorers_verl.dataset import GrpoDataset
 
 THINKING = ROOT / "assets" / "nano" / "vlm-r1"
 RESERVED = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -26,7 +26,8 @@ RESERVED = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>
 
 def prompt(processor, question, images):
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    chat = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     return processor(text=[text], images=images or None, return_tensors="pt")
 
 
@@ -74,7 +75,7 @@ def test_rollout_takes_whole_weights_alone(generator):
     weights = {name: weight.numpy() for name, weight in generator.model.state_dict().items()}
     generator.load(weights)
     weights.pop("model.language_model.norm.weight")
-    with pytest.raises(RuntimeError, match="missing .'model.language_model.norm.weight'"):
+    with pytest.raises(RuntimeError, match=r"missing \['model\.language_model\.norm\.weight'\]"):
         generator.load(weights)
 
 
@@ -86,7 +87,8 @@ def rows(tmp_path_factory):
     options = ["--scenes", "7", "--seed", "24", "--size", "112", "--kinds", "caption", "yes_no"]
     subprocess.run([*program, *options], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     table = pd.read_parquet(path).to_dict("records")
-    table.append({**table[0], "id": "text", "kind": "yes_no", "image": None, "question": "Is water wet?", "answer": "yes"})
+    bare = {"id": "text", "kind": "yes_no", "image": None, "question": "Is water wet?", "answer": "yes"}
+    table.append({**table[0], **bare})
     return write_rows(path.with_name("rows.parquet"), table)
 
 
@@ -128,9 +130,12 @@ def trained(folder: Path, policy: Path, rows: Path, url: str, *overrides: str) -
     settings |= {"VERL_FILE_LOGGER_PATH": metrics, "VERL_ENV": Path(sys.prefix), "SCORERS_PYTHON": SCORERS_PYTHON}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     command = ["bash", str(VERL / "examples" / "train_grpo.sh"), "data.max_response_length=64", *overrides]
-    run = subprocess.run(
-        command, check=False, env=environment, cwd=folder, capture_output=True, text=True, timeout=1800
-    )
+    for _ in range(3):  # Ray gives its processes 30 s to start, too little where others keep the machine busy
+        run = subprocess.run(
+            command, check=False, env=environment, cwd=folder, capture_output=True, text=True, timeout=1800
+        )
+        if "The current node timed out during startup" not in run.stdout + run.stderr:
+            break
     assert run.returncode == 0, (run.stdout + run.stderr)[-6000:]
     return [json.loads(line) for line in metrics.read_text().splitlines()]
 
@@ -165,6 +170,6 @@ def test_verl_trains_validates_keeps_and_goes_on(policy, rows, score_server, tmp
     (line,) = trained(tmp_path, policy, rows, score_server.url, *three)
     assert line["step"] == 3
     assert line["data"]["training/rollout_probs_diff_max"] < 1e-3
-    assert line["data"]["actor/kl_loss"] > 0, "it went on from the trained weights, not from the policy that was given"
+    assert line["data"]["actor/kl_loss"] > 0, "it went on from trained weights, not from the policy that was given"
     assert (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text() == "3"
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name in ("outputs", "wandb", "tensorboard_log")) == []
+    assert not {"outputs", "wandb", "tensorboard_log"} & {path.name for path in tmp_path.iterdir()}
