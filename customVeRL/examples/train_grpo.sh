@@ -41,6 +41,7 @@ scorers() {
 
 if [[ "$CONFIG_NAME" == grpo_nano ]]; then
     export VERL_PLATFORM="${VERL_PLATFORM:-cpu}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+    export RAY_worker_niceness="${RAY_worker_niceness:-0}" # Ray's default, 15, waits for whatever else the machine does
     unset CUDA_VISIBLE_DEVICES # Ray refuses an empty list for the GPU that is counted and not there
     if [[ -z "${MODEL_PATH:-}" ]]; then
         MODEL_PATH="$root/assets/nano/vlm"

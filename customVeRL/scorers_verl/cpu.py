@@ -1,9 +1,10 @@
-"""verl's own trainer on the CPU: a platform, its FSDP engine for that device, and rollout by transformers.
+"""verl's own trainer on the CPU: a platform under its FSDP engine, and rollout by transformers.
 
 For trying things out and for tests, at nano size: chosen by VERL_PLATFORM=cpu (see :mod:`scorers_verl.plugin`) with
-``trainer.device=cpu actor_rollout_ref.rollout.name=hf actor_rollout_ref.actor.strategy=fsdp2``. Three of verl's inner
-hooks are used, hence the pinned release: the table of rollout adapters, the start of process groups and the pinning of
-memory under FSDP2, neither of which PyTorch takes on a machine without GPUs.
+``trainer.device=cpu actor_rollout_ref.rollout.name=hf actor_rollout_ref.actor.strategy=fsdp2`` and, for the rollout,
+``actor_rollout_ref.model.external_lib=scorers_verl.cpu_rollout``. Three of verl's inner hooks are used, hence the pinned
+release: the table of rollout adapters, the start of process groups and the pinning of memory under FSDP2, neither of
+which PyTorch takes on a machine without GPUs.
 """
 
 import os
@@ -124,28 +125,20 @@ def _initialize_process_group(timeout_second: float | None = None, backend: str 
         )
 
 
-def register() -> None:
-    """Makes platform, engine and rollout known to verl in this process."""
-    PlatformRegistry.register("cpu")(CpuPlatform)
+def _no_offload(**_: Any) -> None:
+    """FSDP2 would pin the memory of the reference model, which needs a CUDA driver; it is in the machine's anyway."""
 
+
+def register() -> None:
+    """Makes the platform known to verl in this process, and puts the two hooks in place before its workers take them.
+
+    Imports as little of verl as it can, for many of verl's processes neither train nor generate.
+    """
+    PlatformRegistry.register("cpu")(CpuPlatform)
+    os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")  # the engine that is registered for CUDA; it asks the platform
+
+    import torch.distributed.fsdp
     from verl.utils import distributed
-    from verl.workers.rollout import base
-    from verl.workers.rollout.replica import RolloutReplicaRegistry
 
     distributed.initialize_global_process_group_ray = _initialize_process_group
-    base._ROLLOUT_REGISTRY["hf", "async"] = "scorers_verl.cpu_rollout.WeightSender"
-    RolloutReplicaRegistry.register("hf", _replica)
-
-    from verl.workers import engine_workers
-    from verl.workers.engine import EngineRegistry
-    from verl.workers.engine.fsdp import transformer_impl
-
-    engine_workers.initialize_global_process_group_ray = _initialize_process_group
-    transformer_impl.CPUOffloadPolicy = lambda **_: None  # of the reference model: it is in the machine's memory anyway
-    EngineRegistry.register("language_model", ["fsdp", "fsdp2"], device="cpu")(transformer_impl.FSDPEngineWithLMHead)
-
-
-def _replica() -> type:
-    from scorers_verl.cpu_rollout import HfReplica
-
-    return HfReplica
+    torch.distributed.fsdp.CPUOffloadPolicy = _no_offload  # type: ignore[misc]

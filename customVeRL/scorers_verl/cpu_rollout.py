@@ -1,4 +1,7 @@
-"""Rollout without an inference engine: a Ray actor that answers requests together by ``generate`` of transformers."""
+"""Rollout without an inference engine: a Ray actor that answers requests together by ``generate`` of transformers.
+
+Importing it makes ``actor_rollout_ref.rollout.name=hf`` known to verl in that process.
+"""
 
 import os
 from collections.abc import Sequence
@@ -7,8 +10,8 @@ from typing import Any
 import ray
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from verl.workers.rollout.base import BaseRollout
-from verl.workers.rollout.replica import RolloutReplica, TokenOutput
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
+from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
 
 from scorers_verl.reward import MicroBatches
 from src.chat import RESERVED
@@ -166,3 +169,7 @@ class WeightSender(BaseRollout):
         if rank % size == 0:
             server = ray.get_actor(_name(rank // size))
             await server.load.remote(whole, options.get("global_steps"))
+
+
+_ROLLOUT_REGISTRY["hf", "async"] = "scorers_verl.cpu_rollout.WeightSender"
+RolloutReplicaRegistry.register("hf", lambda: HfReplica)

@@ -1,16 +1,21 @@
 """Both settings compose over verl's and are what verl takes; the launcher passes on what it is given."""
 
+import importlib.metadata
 import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 from verl.trainer.ppo.reward import resolve_reward_manager_cls
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -52,31 +57,29 @@ def test_every_gpu_has_whole_micro_batches(config):
     assert config.data.train_batch_size % actor.ppo_mini_batch_size == 0
 
 
+# Keys of ours, and those that verl itself passes on unseen: to Ray, to the model's configuration, to FSDP.
+OURS = re.compile(
+    r"data\.(answer_key|type_key|problem_key|reward_by_type.*|reward_default|format_prompt|min_pixels|max_pixels)"
+    r"|scorers(\..*)?|ray_kwargs\.ray_init\..*|.*\.(override_config|mixed_precision)(\..*)?"
+)
+
+
 @pytest.mark.parametrize("name", ["base", *NAMES])
-def test_every_key_is_one_of_verl_or_explained(name):
-    """A misspelt key would compose: our files may add keys of ``data`` and ``scorers`` alone."""
+def test_every_key_is_one_of_verl_or_of_ours(name):
+    """A misspelt key would compose."""
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        known = set(flat(OmegaConf.to_container(compose("ppo_trainer"))))
     own = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    known = OmegaConf.to_container(composed("base", "hydra.searchpath=[pkg://verl.trainer.config]"))
-    plain = composed("base", "hydra.searchpath=[pkg://verl.trainer.config]")
-    assert known
-    free = {"answer_key", "type_key", "problem_key", "reward_by_type", "reward_default", "format_prompt"}
-    free |= {"min_pixels", "max_pixels"}
-    for section in own.keys() - {"hydra", "defaults", "scorers"}:
-        for key in flat(own[section], section):
-            if key.removeprefix("data.") in free or key.startswith("data.reward_by_type."):
-                continue
-            missing = object()
-            found = OmegaConf.select(plain, key, default=missing, throw_on_missing=False)
-            exempt = ("override_config.", "ray_init.num_gpus", "ray_init.include_dashboard", "mixed_precision.")
-            assert found is not missing or any(part in key for part in exempt), f"{name}.yaml: {key}"
+    keys = set(flat({key: value for key, value in own.items() if key not in ("hydra", "defaults")}))
+    assert keys
+    assert [key for key in sorted(keys - known) if not OURS.fullmatch(key)] == []
 
 
-def flat(value, prefix):
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from flat(inner, f"{prefix}.{key}")
-    else:
-        yield prefix
+def flat(value, prefix=""):
+    for key, inner in value.items():
+        yield f"{prefix}{key}"
+        if isinstance(inner, dict):
+            yield from flat(inner, f"{prefix}{key}.")
 
 
 def test_published_settings():
@@ -174,6 +177,26 @@ def test_ray_job_of_the_readme_composes():
     validate_config(config, need_reference_policy(config), need_critic(config))
     assert config.trainer.nnodes == 2
     assert not config.scorers.server_url.startswith("http://127."), "other nodes do not reach this one's loopback"
+
+
+def test_the_lock_is_complete():
+    """It holds what this package wants, and what every locked package wants in turn, in versions that satisfy it."""
+    lines = [line for line in (VERL / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    locked = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    project = tomllib.loads((VERL / "pyproject.toml").read_text())["project"]
+    wanted = [("scorers-verl", line) for line in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    wanted += [(name, line) for name in locked for line in importlib.metadata.requires(name) or []]
+    broken = []
+    for name, line in wanted:
+        requirement = Requirement(line)
+        extras = [{"extra": extra} for extra in ("", "verl-core")]
+        if requirement.marker and not any(map(requirement.marker.evaluate, extras)):
+            continue
+        version = locked.get(canonicalize_name(requirement.name), "")
+        if not version or not requirement.specifier.contains(version, prereleases=True):
+            broken.append(f"{name} wants {line}, the lock has {version or 'nothing'}")
+    assert broken == []
+    assert "trl" not in locked, "verl's workers end where TRL 1.x can be imported"
 
 
 def test_another_verl_is_refused_loudly(capsys):

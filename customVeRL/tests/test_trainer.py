@@ -71,6 +71,26 @@ def test_rollout_probabilities_are_those_of_a_forward_pass(processor, generator)
         assert output.log_probs == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
+LOGITS = """
+import json, sys, torch
+from transformers import AutoModelForImageTextToText
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+with torch.inference_mode():
+    print(json.dumps(model(**torch.load(sys.argv[2])).logits[0, -3:].tolist()))
+"""
+
+
+def test_a_policy_computes_the_same_as_in_the_basic_environment(processor, generator, tmp_path):
+    """transformers is older here, and does not know all words of the nano model's configuration."""
+    inputs, _ = asked(processor, {})
+    torch.save(dict(inputs[1]), tmp_path / "inputs.pt")
+    command = [str(SCORERS_PYTHON), "-c", LOGITS, str(POLICY), str(tmp_path / "inputs.pt")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    with torch.inference_mode():
+        here = generator.model(**inputs[1]).logits[0, -3:]
+    torch.testing.assert_close(here, torch.tensor(json.loads(printed.splitlines()[-1])), atol=1e-4, rtol=1e-4)
+
+
 def test_rollout_takes_whole_weights_alone(generator):
     weights = {name: weight.numpy() for name, weight in generator.model.state_dict().items()}
     generator.load(weights)
