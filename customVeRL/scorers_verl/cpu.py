@@ -3,8 +3,8 @@
 For trying things out and for tests, at nano size: chosen by VERL_PLATFORM=cpu (see :mod:`scorers_verl.plugin`) with
 ``trainer.device=cpu actor_rollout_ref.rollout.name=hf actor_rollout_ref.actor.strategy=fsdp2`` and for the rollout
 ``actor_rollout_ref.model.external_lib=scorers_verl.cpu_rollout``. Three of verl's inner hooks are used, hence the
-pinned release: the table of rollout adapters, the start of process groups and the pinning of memory under FSDP2, neither
-of which PyTorch takes on a machine without GPUs.
+pinned release: the table of rollout adapters, the start of process groups and the pinning of memory under FSDP2, of
+which PyTorch takes neither on a machine without GPUs.
 """
 
 import os

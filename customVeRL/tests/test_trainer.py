@@ -179,8 +179,12 @@ def test_verl_trains_validates_keeps_and_goes_on(policy, rows, score_server, tmp
     assert score_server.requests() > before, "captions were scored by the server"
     rewarded = [json.loads(line) for step in (1, 2) for line in (tmp_path / f"rollouts/{step}.jsonl").open()]
     assert len(rewarded) == 2 * 4 * 4
-    assert all({"overall", "format", "accuracy", "unparsed"} <= set(one) for one in rewarded)
-    assert all(one["score"] == pytest.approx(one["overall"]) for one in rewarded)
+    assert len({one["score"] for one in rewarded}) > 2
+    judged = [json.loads(line) for line in (tmp_path / "validation" / "2.jsonl").open()]
+    assert len(judged) == 8
+    for one in judged:
+        assert one["score"] == pytest.approx(one["overall"])
+        assert all(0 <= one[part] <= 1 for part in ("overall", "format", "accuracy", "unparsed"))
 
     kept = tmp_path / "checkpoints" / "global_step_2" / "actor" / "huggingface"
     after, given = load_file(kept / "model.safetensors"), load_file(policy / "model.safetensors")
