@@ -29,7 +29,7 @@ main() {
     wanted="verl $(cat "$lock" "$verl_root/pyproject.toml" <(echo "$root") | sha256sum | cut -c1-64)"
     if [[ "$(stamp_of "$environment")" != "$wanted" ]]; then
         log="$environment/.scorers-setup.log"
-        say "Installing $(grep -c '^[^#]' "$lock") packages into $environment (a first run takes 2 to 5 minutes) ..."
+        say "Installing $(grep -c '^[^#]' "$lock") packages into $environment (a first run takes some minutes) ..."
         if ! pip_install "$environment" --no-deps --no-compile -r "$lock" 2>&1 | tee "$log" | show_progress ||
             ! pip_install "$environment" --no-deps --no-build-isolation -e "$root" -e "$verl_root" >>"$log" 2>&1; then
             show_failure "$log"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Reinforces Qwen2-VL with veRL's trainer, rewarded by rules and by the score server. Unedited, the nano twin on two CPU
-# cores: made scenes, the embedded score model served beside it on a free port, two minutes for the first steps.
+# cores: made scenes, and the embedded score model served beside it on a free port.
 #
 #   bash customVeRL/examples/train_grpo.sh [key=value ...]
 #
