@@ -15,26 +15,17 @@ import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from src.config import run_program
 from src.evaluation.grpo_page import held_out_change, reward_curves
 from src.evaluation.training_page import write_curves
 from src.rewards.rewards import PairScorer
-from src.serving.client import Asked, Retry, RewardClient
+from src.serving.client import Retry, RewardClient
+from src.serving.pair_scorer import server_scorer
 from src.training.grpo import train_grpo
 from src.training.grpo_config import GrpoConfig, Rewards
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def server_scorer(client: RewardClient) -> PairScorer:
-    """Scores by the server, or for each item the error that it met."""
-
-    def score(items: Any) -> Any:
-        return client.score_many((Asked(images, question, texts) for question, images, texts in items), errors="return")
-
-    return score
 
 
 def connect(reward: Rewards, stack: ExitStack) -> PairScorer | None:

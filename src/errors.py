@@ -12,6 +12,9 @@ class RecordError(ValueError):
         super().__init__(message)
         self.kind = kind
 
+    def __reduce__(self) -> tuple[type["RecordError"], tuple[str, str]]:
+        return type(self), (self.kind, str(self))  # crosses processes
+
 
 class JobError(Exception):
     """The job must not start or go on (unknown key, no such folder, changed input ...).

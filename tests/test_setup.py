@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
     path for pattern in ("*.sh", "script/**/*.sh", "customVeRL/**/*.sh", ".ci/run") for path in ROOT.glob(pattern)
 )
-SET_UPS = ["basic_env_setup.sh", "vllm_env_setup.sh", "lmdeploy_env_setup.sh"]
+SET_UPS = ["basic_env_setup.sh", "vllm_env_setup.sh", "lmdeploy_env_setup.sh", "customVeRL/env_setup.sh"]
 
 
 def run(command: list[str], cwd: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:

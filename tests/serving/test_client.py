@@ -18,6 +18,7 @@ from PIL import Image
 
 from src.errors import JobError, RecordError
 from src.serving.client import Asked, AsyncRewardClient, Retry, RewardClient
+from src.serving.pair_scorer import server_scorer
 
 ROOT = Path(__file__).parents[2]
 QUICK = Retry(tries=4, first_wait=0.001, longest_wait=0.002)
@@ -253,3 +254,35 @@ def test_the_client_needs_none_of_the_models_packages():
     code = "import sys, src.serving.client; print({'torch', 'transformers', 'fastapi'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_items_with_one_question_about_the_same_images_share_a_request(served):
+    red, copy, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "red", "blue"))
+    items = [
+        ("Who?", (red,), ["a", "same"]),
+        ("Who?", (blue,), ["b", "same"]),
+        ("Who?", (copy,), ["c", "same"]),
+        ("What?", (red,), ["d", "same"]),
+    ]
+    values = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "same": 5.0}
+    got = served(*[lambda request: {"scores": [values[t] for t in json.loads(request.content)["texts"]]}] * 3)
+    with RewardClient(retry=QUICK) as client:
+        assert server_scorer(client)(items) == [[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [4.0, 5.0]]
+    assert sorted(json.loads(request.content)["texts"] for request in got) == [
+        ["a", "same", "c"],
+        ["b", "same"],
+        ["d", "same"],
+    ]
+
+
+def test_what_a_shared_request_is_refused_for_is_the_error_of_its_item_alone(served):
+    def answer(request):
+        texts = json.loads(request.content)["texts"]
+        return failing(422) if "bad" in texts else {"scores": [float(len(text)) for text in texts]}
+
+    got = served(*[answer] * 3)
+    with RewardClient(retry=QUICK) as client:
+        first, second = server_scorer(client)([("", (), ["fine", "ref"]), ("", (), ["bad", "ref"])])
+    assert first == [4.0, 3.0]
+    assert isinstance(second, RecordError)
+    assert len(got) == 3
