@@ -6,7 +6,7 @@
 #
 # Settings from the environment:
 #   CONFIG_NAME     grpo_nano (default) or grpo_7b, of customVeRL/examples/config
-#   MODEL_PATH      policy: folder or hub id (nano default: assets/nano/vlm-r1 where there is one, else assets/nano/vlm)
+#   MODEL_PATH      policy: folder or hub id (nano default: assets/nano/vlm-r1, which knows the thinking format)
 #   DATA_PATH       rows to train on; EVAL_PATH held-out ones (nano default: made scenes)
 #   OUTPUT_DIR      default output/verl: checkpoints, metrics-<start>.jsonl, validation, rollouts, tensorboard
 #   REWARD_URL      a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
@@ -43,10 +43,7 @@ if [[ "$CONFIG_NAME" == grpo_nano ]]; then
     export VERL_PLATFORM="${VERL_PLATFORM:-cpu}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     export RAY_worker_niceness="${RAY_worker_niceness:-0}" # Ray's default, 15, waits for whatever else the machine does
     unset CUDA_VISIBLE_DEVICES # Ray refuses an empty list for the GPU that is counted and not there
-    if [[ -z "${MODEL_PATH:-}" ]]; then
-        MODEL_PATH="$root/assets/nano/vlm"
-        if [[ -f "$MODEL_PATH-r1/config.json" ]]; then MODEL_PATH="$MODEL_PATH-r1"; fi
-    fi
+    MODEL_PATH="${MODEL_PATH:-$root/assets/nano/vlm-r1}"
     if [[ -z "${DATA_PATH:-}" ]]; then
         DATA_PATH="$OUTPUT_DIR/data/train.parquet"
         EVAL_PATH="${EVAL_PATH:-$OUTPUT_DIR/data/held_out.parquet}"

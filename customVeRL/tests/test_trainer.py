@@ -3,7 +3,6 @@ checkpoint, and goes on from it. And its CPU rollout computes what it should."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from io import BytesIO
@@ -16,9 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from conftest import POLICY, ROOT, SCORERS_PYTHON, VERL, composed, png, write_rows
+from conftest import POLICY, ROOT, SCORERS_PYTHON, VERL, png, write_rows
 from scorers_verl.cpu_rollout import Generator
-from scorers_verl.dataset import GrpoDataset
 
 THINKING = ROOT / "assets" / "nano" / "vlm-r1"
 RESERVED = "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -112,41 +110,10 @@ def rows(tmp_path_factory):
     return write_rows(path.with_name("rows.parquet"), table)
 
 
-@pytest.fixture(scope="module")
-def policy(rows, processor, tmp_path_factory):
-    """A model that keeps the thinking format, most of the time, so that its responses have rewards to tell apart."""
-    if THINKING.is_dir():
-        return THINKING
-    folder = tmp_path_factory.mktemp("policy") / "model"
-    shutil.copytree(POLICY, folder)
-    torch.manual_seed(0)
-    config = composed("grpo_nano", f"+data.cache_dir={folder.parent}", "data.filter_overlong_prompts_workers=1").data
-    data = GrpoDataset(str(rows), processor.tokenizer, config, processor)
-    model = AutoModelForImageTextToText.from_pretrained(POLICY, dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for step in range(64):
-        row = data[step % len(data)]
-        images = [part["image"] for m in row["raw_prompt"] for part in m["content"] if part["type"] == "image"]
-        text = processor.apply_chat_template(row["raw_prompt"], add_generation_prompt=True, tokenize=False)
-        inputs = processor(text=[text], images=images or None, return_tensors="pt")
-        answer = f"<think>I look.</think><answer>{row['reward_model']['ground_truth']}</answer><|im_end|>"
-        said = processor.tokenizer(answer, return_tensors="pt")["input_ids"]
-        start = inputs["input_ids"].shape[1]
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], said], 1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(said)], 1)
-        logits = model(**inputs).logits[0, start - 1 : -1]
-        torch.nn.functional.cross_entropy(logits, said[0]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(folder)
-    return folder
-
-
-def trained(folder: Path, policy: Path, rows: Path, url: str, *overrides: str) -> list[dict]:
+def trained(folder: Path, rows: Path, url: str, *overrides: str) -> list[dict]:
     """Runs the launcher; returns the lines of its metrics."""
     metrics = folder / f"metrics-{len(list(folder.glob('metrics-*')))}.jsonl"
-    settings = {"MODEL_PATH": policy, "DATA_PATH": rows, "EVAL_PATH": rows, "REWARD_URL": url, "OUTPUT_DIR": folder}
+    settings = {"MODEL_PATH": THINKING, "DATA_PATH": rows, "EVAL_PATH": rows, "REWARD_URL": url, "OUTPUT_DIR": folder}
     settings |= {"VERL_FILE_LOGGER_PATH": metrics, "VERL_ENV": Path(sys.prefix), "SCORERS_PYTHON": SCORERS_PYTHON}
     environment = os.environ | {name: str(value) for name, value in settings.items()}
     command = ["bash", str(VERL / "examples" / "train_grpo.sh"), "data.max_response_length=64", *overrides]
@@ -161,10 +128,10 @@ def trained(folder: Path, policy: Path, rows: Path, url: str, *overrides: str) -
 
 
 @pytest.mark.slow
-def test_verl_trains_validates_keeps_and_goes_on(policy, rows, score_server, tmp_path):
+def test_verl_trains_validates_keeps_and_goes_on(rows, score_server, tmp_path):
     before = score_server.requests()
     two = ("trainer.total_training_steps=2", "trainer.save_freq=2", "trainer.test_freq=2")
-    lines = trained(tmp_path, policy, rows, score_server.url, *two)
+    lines = trained(tmp_path, rows, score_server.url, *two)
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
         told = line["data"]
@@ -187,11 +154,11 @@ def test_verl_trains_validates_keeps_and_goes_on(policy, rows, score_server, tmp
         assert all(0 <= one[part] <= 1 for part in ("overall", "format", "accuracy", "unparsed"))
 
     kept = tmp_path / "checkpoints" / "global_step_2" / "actor" / "huggingface"
-    after, given = load_file(kept / "model.safetensors"), load_file(policy / "model.safetensors")
+    after, given = load_file(kept / "model.safetensors"), load_file(THINKING / "model.safetensors")
     assert any(not torch.equal(after[name].float(), given[name].float()) for name in given.keys() & after.keys())
 
     three = ("trainer.total_training_steps=3", "trainer.save_freq=3", "trainer.test_freq=-1")
-    (line,) = trained(tmp_path, policy, rows, score_server.url, *three)
+    (line,) = trained(tmp_path, rows, score_server.url, *three)
     assert line["step"] == 3
     assert line["data"]["training/rollout_probs_diff_max"] < 1e-3
     assert line["data"]["actor/kl_loss"] > 0, "it went on from trained weights, not from the policy that was given"
