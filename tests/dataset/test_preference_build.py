@@ -132,7 +132,7 @@ def test_the_program_makes_a_set_of_a_captioned_table(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["way=dreams", "output=x"], "captions or scenes"),
+        (["way=dreams", "output=x"], "captions, scenes, boxes"),
         (["scenes", "output=x", "kinds=[nearest]"], "no kind nearest"),
     ],
 )
