@@ -8,6 +8,8 @@
 score         N answers to one image: ``Scorer.score`` against the published best-of-N loop, which runs two
               candidates a forward, each with its own copy of the image and the whole prompt. With --shape, the same
               for pairs of an image each on a GPU, in bfloat16, at a true size of Qwen2-VL with random weights.
+bon           the same for distinct answers of an exact length: 16 and 64 of 20 tokens and 64 of 4, each with the ratio
+              that counted operations allow; the last line is the least ratio.
 captions      several captions of each of several images: the same beside the published scoring loop.
 train_reward  one training step, preprocessing and gradients included: groups in packed rows, each image once, against
               the published form, a pair per rejected answer, each of its two conversations with the image.
@@ -25,7 +27,7 @@ quota         top 30 % of each class of a larger one: peak memory, as a share of
 import argparse
 from collections.abc import Callable, Sequence
 
-from src.benchmark import clip, generation, jobs, pairs, selection, serving, shapes, training
+from src.benchmark import best_of_n, clip, generation, jobs, pairs, selection, serving, shapes, training
 from src.curation.scorer import NANO
 from src.errors import JobError
 from src.model.clip import NANO_CLIP
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     score.add_argument("--answers", type=int, default=16, help="candidates, or pairs with --shape (default 16)")
     shape_help = "random weights of this size of Qwen2-VL on a GPU, and an image of its own for each answer"
     score.add_argument("--shape", choices=shapes.SHAPES, help=shape_help)
+    bon = entry("bon", best_of_n.best_of_n, "candidates of one image and question")
+    bon.add_argument("--tokens", type=int, help="of an answer, in one case alone instead of three")
+    bon.add_argument("--candidates", type=int, default=16, help="in that case (default 16)")
     captions = entry("captions", pairs.captions, "several captions of each image")
     captions.add_argument("--images", type=int, default=8, help="images (default 8)")
     captions.add_argument("--captions", type=int, default=5, help="captions of an image (default 5)")
@@ -61,17 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     contrast.add_argument("--batch", type=int, default=128, help="pairs in a step (default 128)")
     contrast.add_argument("--captions", type=int, default=1, help="pairs that share an image (default 1)")
     contrast.add_argument("--clip", default=NANO_CLIP, help="CLIP model (default: the embedded one)")
-    answers = entry("generate", generation.generate, "captions by a vision-language model", side=112)
-    for flag, default, what in (
-        ("requests", 64, "images"),
-        ("batch", 16, "of them in a batch"),
-        ("tokens", 64, "of a text"),
-    ):
-        answers.add_argument(f"--{flag}", type=int, default=default, help=f"{what} (default {default})")
-    answers.add_argument("--ragged", action="store_true", help="let texts end where the model ends them")
-    answers.add_argument(
-        "--vlm", default=generation.NANO_BASE, help="vision-language model (default: the embedded one)"
-    )
+    generation_entry(entry)
     outside = entry("outside", jobs.outside, "time of a scoring job outside the model", side=224)
     outside.add_argument("--pairs", type=int, default=1024, help="pairs, an image each (default 1024)")
     outside.add_argument("--batch", type=int, default=64, help="pairs in a batch (default 64)")
@@ -98,6 +93,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"ratio {run(args):.2f}")
     except JobError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def generation_entry(entry: Callable[..., argparse.ArgumentParser]) -> None:
+    """The one of generation."""
+    answers = entry("generate", generation.generate, "captions by a vision-language model", side=112)
+    for flag, default, what in (
+        ("requests", 64, "images"),
+        ("batch", 16, "of them in a batch"),
+        ("tokens", 64, "of a text"),
+    ):
+        answers.add_argument(f"--{flag}", type=int, default=default, help=f"{what} (default {default})")
+    answers.add_argument("--ragged", action="store_true", help="let texts end where the model ends them")
+    answers.add_argument(
+        "--vlm", default=generation.NANO_BASE, help="vision-language model (default: the embedded one)"
+    )
 
 
 def serving_entries(entry: Callable[..., argparse.ArgumentParser]) -> None:

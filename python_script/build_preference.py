@@ -3,9 +3,12 @@
     python python_script/build_preference.py captions data.path=rsicd_aid_train.parquet data.text_column=captions \\
         data.source_column=label output=output/preferences/rsicd.parquet
     python python_script/build_preference.py scenes scenes.count=2000 output=output/preferences/scenes.parquet
+    python python_script/build_preference.py boxes scenes.count=8000 scenes.size=112 \\
+        output=output/preferences/boxes.parquet
 
-``captions`` reads any data set that score_dataset.py reads; ``scenes`` makes overhead scenes. The file is one set for
-train_reward.py and evaluation/reward_accuracy.py.
+``captions`` reads any data set that score_dataset.py reads; ``scenes`` makes overhead scenes, ``boxes`` too, with
+answers in boxes to grounding questions, for judges of best-of-N. The file is one set for train_reward.py and
+evaluation/reward_accuracy.py.
 """
 
 import sys
@@ -22,6 +25,7 @@ from tqdm import tqdm
 
 from src.config import MISSING, run_program
 from src.curation.scorer import NANO, Scorer
+from src.dataset.box_groups import BOX_KINDS, box_groups
 from src.dataset.images import ImageSource, locate_image, open_image
 from src.dataset.preference_build import CAPTION_KINDS, caption_groups, most_alike, scene_groups, write_groups
 from src.dataset.records import DataSpec, read_records, resolve_root
@@ -30,7 +34,8 @@ from src.dataset.scenes import scene_seeds
 from src.errors import JobError, RecordError
 
 ROOT = Path(__file__).resolve().parents[1]
-WAYS = ("captions", "scenes")
+WAYS = ("captions", "scenes", "boxes")
+_KINDS = {"captions": CAPTION_KINDS, "scenes": CORRUPTIONS, "boxes": BOX_KINDS}
 
 
 @dataclass
@@ -64,14 +69,16 @@ class BuildConfig:
 
 def main(config: BuildConfig) -> None:
     if config.way not in WAYS:
-        raise JobError(f"say what to make the set from: {' or '.join(WAYS)}")
-    known = CAPTION_KINDS if config.way == "captions" else CORRUPTIONS
+        raise JobError(f"say what to make the set from: {', '.join(WAYS)}")
+    known = _KINDS[config.way]
     kinds = config.kinds or known
     if unknown := set(kinds) - set(known):
         raise JobError(f"kinds: no kind {', '.join(sorted(unknown))}; for {config.way} there are {', '.join(known)}")
-    if config.way == "scenes":
-        made = config.scenes
-        seeds = tqdm(scene_seeds(made.seed, made.count), "scenes")
+    made = config.scenes
+    seeds = tqdm(scene_seeds(made.seed, made.count), "scenes", disable=config.way == "captions")
+    if config.way == "boxes":
+        groups = box_groups(seeds, kinds, made.size)
+    elif config.way == "scenes":
         groups = scene_groups(seeds, kinds, made.size, made.alike, config.images)
     else:
         groups = _captioned(config, kinds)

@@ -71,7 +71,18 @@ def compare(
     """
     rng = np.random.default_rng(0)
     shown = [image for image in (noise(rng, args.side) for _ in range(images)) for _ in range(texts)]
-    said = sentences(rng, len(shown), args.words)
+    return race(scorer, shown, question, sentences(rng, len(shown), args.words), args.repeats, used)
+
+
+def race(
+    scorer: Scorer,
+    shown: Sequence[Image.Image],
+    question: str,
+    said: Sequence[str],
+    repeats: int,
+    used: Callable[[float], str] | None = None,
+) -> float:
+    """As :func:`compare`, of these texts, each of the image at its place in ``shown``."""
     pairs = [{"image": image, "question": question, "text": text} for image, text in zip(shown, said, strict=True)]
 
     def ours() -> list[float]:
@@ -84,4 +95,4 @@ def compare(
     if difference > TOLERANCE and scorer.model.dtype == torch.float32:
         raise SystemExit(f"scores differ by {difference:.2g}")
     print(f"largest difference of scores {difference:.1e} on {scorer.model.device}, {scorer.model.dtype}")
-    return ratio({"scorer": ours, "published loop": theirs}, args.repeats, len(pairs), used)
+    return ratio({"scorer": ours, "published loop": theirs}, repeats, len(pairs), used)

@@ -68,20 +68,31 @@ def pair_flops(config: Qwen2VLConfig, tokens: int, patches: int) -> float:
         tokens: of the chat text, image tokens included.
         patches: of its one image; four make an image token.
     """
+    return vision_flops(config, patches) + text_flops(config, tokens, tokens) + head_flops(config)
+
+
+def vision_flops(config: Qwen2VLConfig, patches: int) -> float:
+    """The part of :func:`pair_flops` that encodes an image."""
     vision: Any = config.vision_config
-    text = config.get_text_config()
     width, merged = vision.embed_dim, vision.embed_dim * vision.spatial_merge_size**2
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     block = 2 * width * width * (4 + 2 * vision.mlp_ratio) + 4 * patches * width
     merger = 2 * merged * (merged + vision.hidden_size) / vision.spatial_merge_size**2
+    return patches * (2 * pixels * width + vision.depth * block + merger)
+
+
+def text_flops(config: Qwen2VLConfig, tokens: int, seen: int) -> float:
+    """The part of :func:`pair_flops` in the language model's layers, for ``tokens`` tokens that attend to ``seen``."""
+    text = config.get_text_config()
     hidden, head = text.hidden_size, text.hidden_size // text.num_attention_heads
     projections = 2 * hidden * (2 * hidden + 2 * text.num_key_value_heads * head)
-    layer = projections + 2 * 3 * hidden * text.intermediate_size + 4 * tokens * hidden
-    return (
-        patches * (2 * pixels * width + vision.depth * block + merger)
-        + tokens * text.num_hidden_layers * layer
-        + 2 * hidden
-    )
+    layer = projections + 2 * 3 * hidden * text.intermediate_size + 4 * seen * hidden
+    return tokens * text.num_hidden_layers * layer
+
+
+def head_flops(config: Qwen2VLConfig) -> float:
+    """The part of :func:`pair_flops` from the last layer to the score."""
+    return 2 * config.get_text_config().hidden_size
 
 
 def random_scorer(text: dict[str, Any], vision: dict[str, Any], device: str, dtype: torch.dtype, side: int) -> Scorer:

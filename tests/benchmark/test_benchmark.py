@@ -2,6 +2,7 @@
 
 import re
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from python_script import benchmark
+from src.benchmark.best_of_n import allowed_ratio, distinct_answers
 from src.benchmark.jobs import PARTS, Clock
-from src.benchmark.measure import noise, peak_memory
+from src.benchmark.measure import QUESTION, noise, peak_memory
 from src.benchmark.pairs import published_loop
 from src.benchmark.shapes import PEAKS, SHAPES, pair_flops, random_scorer, utilisation
 from src.curation.scorer import Scorer
@@ -41,6 +43,47 @@ def test_scores_that_differ_are_refused(capsys, monkeypatch):
     monkeypatch.setattr("src.benchmark.pairs.published_loop", lambda *args: [1.0] * len(args[1]))
     with pytest.raises(SystemExit, match="scores differ by"):
         benchmark.main(["captions", "--images", "1", "--side", "56", "--model", str(LEGACY / "checkpoint")])
+
+
+def test_candidates_are_judged_faster_than_by_the_published_loop(capsys):
+    """The program itself refuses scores that differ by more than 1e-4."""
+    ratio, printed = run(capsys, "bon", "--tokens", "4", "--candidates", "16", "--side", "224", "--repeats", "1")
+    allowed = float(re.search(r"operations allow ([\d.]+)", printed)[1])
+    assert 2.5 <= ratio <= 2 * allowed
+    assert "16 answers of 4 tokens to one 224-px image" in printed
+
+
+def test_answers_to_be_judged_are_distinct_and_of_their_length():
+    scorer = Scorer.from_pretrained(device="cpu")
+    answers = distinct_answers(scorer, np.random.default_rng(1), 5, 40)
+    assert len(set(answers)) == 40
+    tokenise = scorer.encoder.processor.tokenizer
+    assert {len(tokenise(text, add_special_tokens=False)["input_ids"]) for text in answers} == {5}
+    with pytest.raises(JobError, match="of answers of 1 tokens only"):
+        distinct_answers(scorer, np.random.default_rng(1), 1, 40)
+
+
+class Untracked(nullcontext):
+    """Counts all together: the hooks that count by module cannot read the model's own output class."""
+
+    parents = frozenset({"Global"})
+
+
+def test_what_operations_allow_is_what_torch_counts():
+    """Products of the scorer's two passes over those of a forward for each answer."""
+    scorer = Scorer.from_pretrained(device="cpu", max_pixels=112**2)
+    scorer.model.set_attn_implementation("eager")  # every product of it is counted
+    image = noise(np.random.default_rng(0), 112)
+    answers = distinct_answers(scorer, np.random.default_rng(1), 4, 6)
+    counted = []
+    for rows in ([[text] for text in answers], [answers]):
+        counter = FlopCounterMode(display=False)
+        counter.mod_tracker = Untracked()
+        with counter:
+            for some in rows:
+                scorer.score_candidates([image], QUESTION, some)
+        counted.append(counter.get_total_flops())
+    assert allowed_ratio(scorer, image, answers) == pytest.approx(counted[0] / counted[1], rel=0.01)
 
 
 def test_batches_generate_faster_than_the_published_loop(capsys):

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from src.dataset.box_groups import BOX_KINDS, box_groups
 from src.dataset.preference import find_sets, read_preferences
 from src.dataset.preference_build import caption_groups, most_alike, scene_groups, write_groups
 from src.dataset.scene_text import CORRUPTIONS, NEAR_MISSES
+from src.dataset.scenes import make_scene
+from src.rewards.boxes import box_iou, parse_boxes
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [["a red field", "two red fields"], ["a blue lake"], ["a blue lake", "one blue lake"], ["a green wood"]]
@@ -51,6 +54,40 @@ def test_scene_groups_are_read_back(tmp_path, share, invented):
     items = list(read_preferences(find_sets(str(tmp_path / "scenes.parquet"))[0]))
     assert all(len(item.images) == 1 and item.chosen not in item.rejected for item in items)
     assert [item.kinds for item in items].count(CORRUPTIONS) == invented
+
+
+@pytest.mark.parametrize("exact", [0.0, 1.0])
+def test_worse_boxes_are_of_their_kind_and_miss_by_more_than_the_chosen_ones(exact):
+    """Boxes are read as an evaluation reads them; of several in one answer only their number is looked at."""
+    seen = set()
+    for seed, group in zip(range(40), box_groups(range(40), most=4, exact=exact), strict=True):
+        scene = make_scene(seed, size=112)
+        things = [tuple(map(float, thing.box)) for thing in scene.objects]
+        texts = dict(zip(["chosen", *group["kinds"]], [group["chosen"], *group["rejected"]], strict=True))
+        boxes = {kind: parse_boxes(text, size=(112, 112)) for kind, text in texts.items()}
+        assert len({len(own) for own in boxes.values()}) == 1
+        # Thousandths of 112 pixels tell whole pixels apart.
+        boxes = {kind: [tuple(map(round, box)) for box in own] for kind, own in boxes.items()}
+        if len(boxes["chosen"]) > 1:
+            continue
+        best = max(things, key=lambda thing: box_iou(thing, boxes["chosen"][0]))
+        missed = {kind: box_iou(best, own[0]) for kind, own in boxes.items()}
+        assert missed["chosen"] == 1 if exact else 0.7 <= missed["chosen"] <= 1
+        assert all(missed[kind] <= missed["chosen"] - 0.15 for kind in group["kinds"])
+        assert 0.35 <= missed.get("near", 0.5) <= 0.75
+        assert missed.get("off", 0) <= 0.5
+        if "other_thing" in boxes:
+            assert boxes["other_thing"][0] in things
+        seen |= boxes.keys()
+    assert seen == {"chosen", *BOX_KINDS}
+
+
+def test_few_worse_boxes_are_drawn_from_all_kinds(tmp_path):
+    counts = write_groups(box_groups(range(30), most=2), tmp_path / "boxes.parquet")
+    assert set(counts) == set(BOX_KINDS)
+    items = list(read_preferences(find_sets(str(tmp_path / "boxes.parquet"))[0]))
+    assert [len(item.rejected) for item in items] == [2] * 30
+    assert list(box_groups([5])) == list(box_groups([5]))
 
 
 def test_scenes_as_text_have_the_texts_and_no_images(tmp_path):
@@ -95,7 +132,7 @@ def test_the_program_makes_a_set_of_a_captioned_table(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["way=dreams", "output=x"], "captions or scenes"),
+        (["way=dreams", "output=x"], "captions, scenes, boxes"),
         (["scenes", "output=x", "kinds=[nearest]"], "no kind nearest"),
     ],
 )
