@@ -7,8 +7,9 @@
 # Settings from the environment:
 #   MODEL_PATH     a Qwen2-VL that knows the thinking format already: no cold start
 #   START_PATH     what the cold start begins from (default assets/nano/vlm)
-#   SCENES         made scenes to train on (default 600)
-#   COLD_STEPS     steps of the cold start (default 150)
+#   SCENES         made scenes to reinforce on (default 600)
+#   COLD_SCENES    made scenes of the cold start (default 2000), COLD_STEPS its steps (default 80): enough for the format,
+#                  while answers are still to be learned from rewards
 #   REWARD_URL     a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
 #   SCORER_PATH    score model of the server that is started (default assets/nano/scorer)
 #   DATA_PATH      conversations to reinforce on, and EVAL_PATH held-out ones, instead of made scenes
@@ -20,9 +21,9 @@ source "$SCORERS_ROOT/script/vlm_stage.sh"
 programs="$SCORERS_ROOT/python_script"
 
 # ---- scenes -----------------------------------------------------------------------------------------------------------
-made_data thinking --scenes "${SCENES:-600}" --seed 23 --questions 3 --thinking
+made_data thinking --scenes "${COLD_SCENES:-2000}" --seed 23 --questions 3 --thinking
 made_data reinforce --scenes "${SCENES:-600}" --seed 24 --questions 2
-made_data held_out --scenes 140 --seed 22
+made_data held_out --scenes 420 --seed 22
 
 # ---- cold start -------------------------------------------------------------------------------------------------------
 if [[ -z "${MODEL_PATH:-}" ]]; then
@@ -31,7 +32,7 @@ if [[ -z "${MODEL_PATH:-}" ]]; then
     # metrics.json is what a training writes last: a model without it may be half written.
     if [[ ! -f output/vlm_thinking/metrics.json ]]; then
         launch "$programs/train_vlm.py" "$SCORERS_ROOT/config/nano/vlm_sft.yaml" model.model_name="$start" \
-            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-150}" \
+            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-80}" \
             optimizer.learning_rate=1e-3 save_folder=output/vlm_thinking save_overwrite=true
     fi
 fi
