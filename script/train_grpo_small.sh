@@ -8,8 +8,7 @@
 #   MODEL_PATH     a Qwen2-VL that knows the thinking format already: no cold start
 #   START_PATH     what the cold start begins from (default assets/nano/vlm)
 #   SCENES         made scenes to reinforce on (default 600)
-#   COLD_SCENES    made scenes of the cold start (default 2000), COLD_STEPS its steps (default 80): enough for the format,
-#                  while answers are still to be learned from rewards
+#   COLD_SCENES    made scenes of the cold start (default 2000), COLD_STEPS its steps (default 200)
 #   REWARD_URL     a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
 #   SCORER_PATH    score model of the server that is started (default assets/nano/scorer)
 #   DATA_PATH      conversations to reinforce on, and EVAL_PATH held-out ones, instead of made scenes
@@ -32,7 +31,7 @@ if [[ -z "${MODEL_PATH:-}" ]]; then
     # metrics.json is what a training writes last: a model without it may be half written.
     if [[ ! -f output/vlm_thinking/metrics.json ]]; then
         launch "$programs/train_vlm.py" "$SCORERS_ROOT/config/nano/vlm_sft.yaml" model.model_name="$start" \
-            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-80}" \
+            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-200}" \
             optimizer.learning_rate=1e-3 save_folder=output/vlm_thinking save_overwrite=true
     fi
 fi
