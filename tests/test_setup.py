@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = sorted(
-    path for pattern in ("*.sh", "script/**/*.sh", "customVeRL/**/*.sh", ".ci/run") for path in ROOT.glob(pattern)
+    path
+    for pattern in ("*.sh", "script/**/*.sh", "customVeRL/*.sh", "customVeRL/examples/**/*.sh", ".ci/run")
+    for path in ROOT.glob(pattern)
 )
 SET_UPS = ["basic_env_setup.sh", "vllm_env_setup.sh", "lmdeploy_env_setup.sh", "customVeRL/env_setup.sh"]
 
