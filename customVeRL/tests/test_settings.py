@@ -145,7 +145,7 @@ def test_the_launcher_without_held_out_rows_validates_nothing(tmp_path):
     run, call = launched(tmp_path, REWARD_URL="http://box:1", DATA_PATH="rows.parquet")
     assert run.returncode == 0, run.stderr
     assert call[-3:] == ["data.val_files=null", "trainer.test_freq=-1", "trainer.val_before_train=false"]
-    assert f"platform=cpu model={ROOT / 'assets' / 'nano' / 'vlm-r1'}\n" in run.stdout
+    assert f"platform=cpu model={ROOT / 'assets' / 'nano' / 'vlm-r1'} url=" in run.stdout
 
 
 def test_the_launcher_names_what_is_missing(tmp_path):
