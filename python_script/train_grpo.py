@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from src.config import run_program
-from src.evaluation.grpo_page import held_out_change, reward_curves
+from src.evaluation.grpo_page import reinforcement
 from src.evaluation.training_page import write_curves
 from src.rewards.rewards import PairScorer
 from src.serving.client import Retry, RewardClient
@@ -47,8 +47,8 @@ def main(config: GrpoConfig) -> None:
     if int(os.environ.get("RANK", "0")) == 0:
         folder = Path(config.save_folder)
         history, metrics = (json.loads((folder / f"{name}.json").read_text()) for name in ("history", "metrics"))
-        change = held_out_change({config.run_name: metrics})
-        write_curves([reward_curves({config.run_name: history}), *([change] if change else [])], folder / "rewards.png")
+        charts = reinforcement({config.run_name: history}, {config.run_name: metrics})
+        write_curves(charts, folder / "rewards.png")
 
 
 if __name__ == "__main__":

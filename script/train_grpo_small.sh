@@ -17,6 +17,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 source "$SCORERS_ROOT/script/vlm_stage.sh"
+source "$SCORERS_ROOT/script/score_server.sh"
 programs="$SCORERS_ROOT/python_script"
 
 # ---- scenes -----------------------------------------------------------------------------------------------------------
@@ -37,17 +38,7 @@ if [[ -z "${MODEL_PATH:-}" ]]; then
 fi
 
 # ---- score server -----------------------------------------------------------------------------------------------------
-if [[ -z "${REWARD_URL:-}" ]]; then
-    port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-    python "$programs/serve_reward.py" model.path="${SCORER_PATH:-$SCORERS_ROOT/assets/nano/scorer}" port="$port" &
-    server=$!
-    trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
-    until (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
-        kill -0 "$server" 2>/dev/null || { echo "the score server has ended" >&2; exit 1; }
-        sleep 0.2
-    done
-    REWARD_URL="http://127.0.0.1:$port"
-fi
+if [[ -z "${REWARD_URL:-}" ]]; then start_score_server "$SCORERS_ROOT" exec python; fi
 
 # ---- reinforcement ----------------------------------------------------------------------------------------------------
 export REWARD_URL

@@ -18,6 +18,7 @@ set -euo pipefail
 
 verl_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 root="$(cd "$verl_root/.." && pwd)"
+source "$root/script/score_server.sh"
 VERL_ENV="${VERL_ENV:-$verl_root/.venv}"
 export VERL_ENV
 CONFIG_NAME="${CONFIG_NAME:-grpo_nano}"
@@ -59,17 +60,7 @@ held_out=(data.val_files="${EVAL_PATH:-null}")
 if [[ -z "${EVAL_PATH:-}" ]]; then held_out+=(trainer.test_freq=-1 trainer.val_before_train=false); fi
 
 # ---- score server -----------------------------------------------------------------------------------------------------
-if [[ -z "${REWARD_URL:-}" ]]; then
-    port="$("$VERL_ENV/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-    (scorers "$root/python_script/serve_reward.py" model.path="${SCORER_PATH:-$root/assets/nano/scorer}" port="$port") &
-    server=$!
-    trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
-    until (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do
-        kill -0 "$server" 2>/dev/null || { echo "the score server has ended" >&2; exit 1; }
-        sleep 0.2
-    done
-    export REWARD_URL="http://127.0.0.1:$port"
-fi
+if [[ -z "${REWARD_URL:-}" ]]; then start_score_server "$root" scorers; fi
 
 # ---- reinforcement ----------------------------------------------------------------------------------------------------
 "$VERL_ENV/bin/python" -m verl.trainer.main_ppo --config-path "$verl_root/examples/config" --config-name "$CONFIG_NAME" \

@@ -15,7 +15,7 @@ from typing import Any
 
 from src.config import exit_on_job_error
 from src.errors import JobError
-from src.evaluation.grpo_page import held_out_change, reward_curves, rewarded
+from src.evaluation.grpo_page import reinforcement, rewarded
 from src.evaluation.training_page import curves, kinds, write_curves
 
 
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> None:
         if len({rewarded(history) for history in histories.values()}) > 1:
             raise JobError("some folders are of train_grpo.py and some of train_reward.py: draw them apart")
         if rewarded(next(iter(histories.values()))):
-            change = held_out_change({folder.name: read(folder / "metrics.json") for folder in options.runs})
-            charts = [reward_curves(histories), *([change] if change else [])]
+            metrics = {folder.name: read(folder / "metrics.json") for folder in options.runs}
+            charts = reinforcement(histories, metrics)
         else:
             found = {folder.name: folder / "accuracy" / "reward_accuracy.json" for folder in options.runs}
             measured = {name: read(path) for name, path in found.items() if path.is_file()}

@@ -80,3 +80,11 @@ def held_out_change(runs: Mapping[str, Mapping[str, float]]) -> Any | None:
     dots = base.mark_circle(size=80, opacity=0.8).encode(color=alt.Color("when:N", title=None, scale=scale))
     ways = base.mark_line(color="#BBBBBB", strokeWidth=2).encode(detail=["run:N", "kind:N"])
     return (ways + dots).properties(width=520, height=alt.Step(26))
+
+
+def reinforcement(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Mapping[str, float]]
+) -> list[Any]:
+    """The charts of runs: :func:`reward_curves`, and :func:`held_out_change` where both sides were measured."""
+    change = held_out_change(metrics)
+    return [reward_curves(histories), *([change] if change else [])]
