@@ -8,8 +8,7 @@ from typing import Any, Generic, TypeVar
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from src.errors import JobError
-from src.rewards.rewards import PairScorer, Reward, RewardResult, RewardRow
+from src.rewards.rewards import Reward, RewardResult, RewardRow
 from src.serving.client import Retry, RewardClient
 from src.serving.pair_scorer import server_scorer
 
@@ -95,11 +94,10 @@ class ScoreRewardManager(RewardManagerBase):
     ):
         super().__init__(config, tokenizer, compute_score)
         keys = config.scorers
-        self._gone: JobError | None = None
         scorer = None
         if keys.server_url:
             client = RewardClient(keys.server_url, keys.api_key, deadline=keys.deadline, retry=Retry(keys.tries))
-            scorer = self._watched(server_scorer(client))
+            scorer = server_scorer(client)
         self._reward = Reward(keys.format_weight, scorer)
         self._batches = MicroBatches[RewardRow, RewardResult](self._grade, keys.batch_items, keys.batch_ms / 1000)
         self._ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
@@ -130,16 +128,6 @@ class ScoreRewardManager(RewardManagerBase):
         )
 
     def _grade(self, rows: Sequence[RewardRow]) -> Sequence[RewardResult | Exception]:
-        if self._gone is None:
+        if self._reward.lost is None:
             results = self._reward(rows)
-        return results if self._gone is None else [self._gone] * len(rows)
-
-    def _watched(self, scorer: PairScorer) -> PairScorer:
-        def score(items: Sequence[Any]) -> Sequence[Sequence[float] | Exception]:
-            scores = scorer(items)
-            errors = [one for one in scores if isinstance(one, JobError)]
-            if errors and len(errors) == len(scores):
-                self._gone = errors[0]
-            return scores
-
-        return score
+        return results if self._reward.lost is None else [self._reward.lost] * len(rows)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -167,7 +168,21 @@ def prefer_fast_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation("sdpa_float32")
 
 
-def _sdpa_float32(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any):
+def _sdpa_float32(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    dtype, (batch, heads, length, size) = query.dtype, query.shape
+    query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False):
-        output, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **kwargs)
-    return output.to(query.dtype), weights
+        if length > 1 or heads == key.shape[1]:
+            output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        else:  # one new token: its heads become queries of the keys that they share, which need not be repeated
+            query = query.view(batch, key.shape[1], -1, size)
+            output = scaled_dot_product_attention(query, key, value, attention_mask, scale=kwargs.get("scaling"))
+            output = output.reshape(batch, 1, heads, size)
+    return output.to(dtype), None

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from src.errors import RecordError
+from src.errors import JobError, RecordError
 from src.rewards import published
 from src.rewards.answers import TAGS, answer_kind, judge, squash_answer
 from src.rewards.boxes import Box, iou_table, parse_boxes
@@ -158,11 +158,13 @@ class Reward:
         format_weight: what keeping the format is worth by itself, in 0..1.
         scorer: of ``open_ended`` rows; called once for all rows of a call that need it, and for those alone.
         compat: ``published`` computes what the published function does, faults included; for comparison.
+        lost: the last error with which the scorer answered none of a call's rows: it has gone, and training should end.
     """
 
     format_weight: float = FORMAT_WEIGHT
     scorer: PairScorer | None = None
     compat: str | None = None
+    lost: JobError | None = field(default=None, init=False)
     _rewards: dict[str, Any] = field(default_factory=lambda: {name: cls() for name, cls in REWARDS.items()}, repr=False)
 
     def __post_init__(self) -> None:
@@ -213,10 +215,15 @@ class Reward:
         if self.scorer is None:
             return [None] * len(waiting)
         items = [(rows[k].question, rows[k].images, [text.strip(), rows[k].reference]) for k, text in waiting.items()]
+        scores: Sequence[Sequence[float] | Exception]
         try:
-            return self.scorer(items)
+            scores = self.scorer(items)
         except Exception as error:  # whatever it was, no row may be taken for a bad answer
-            return [error] * len(items)
+            scores = [error] * len(items)
+        gone = [one for one in scores if isinstance(one, JobError)]
+        if len(gone) == len(items):
+            self.lost = gone[0]
+        return scores
 
     def _with_scores(self, scores: Sequence[float] | Exception | None) -> RewardResult | RecordError:
         if self.compat:

@@ -54,9 +54,6 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         self.held_out, self.evaluation = held_out, evaluation
         self.prompts, self.reward = prompts, reward
         self.masked: Counter[str] = Counter()  # rewards that could not be computed, by kind of error
-        self._no_answer: Exception | None = None
-        if reward.scorer:
-            self.reward = Reward(reward.format_weight, self._watched(reward.scorer), reward.compat)
         super().__init__(model, self._rewards, args, train_dataset=prompts.table(), **kwargs)
         self.prepare(model)
 
@@ -65,22 +62,6 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         each: int = self.num_generations  # type: ignore[assignment]  # as configured
         repeats = self.num_iterations * args.steps_per_generation
         return SeparateBatches(self.prompts.groups(), args.generation_batch_size // each, each, repeats, args.seed)
-
-    def _watched(self, scorer: PairScorer) -> PairScorer:
-        """The scorer, with a note of it where it answers nothing at all."""
-
-        def score(items: Any) -> Any:
-            try:
-                scores = scorer(items)
-            except JobError as error:
-                self._no_answer = error
-                raise
-            errors = [one for one in scores if isinstance(one, JobError)]
-            if len(errors) == len(scores):
-                self._no_answer = next(iter(errors), None)
-            return scores
-
-        return score
 
     def _rewards(self, completion_ids: Sequence[Sequence[int]], log_metric: Any, **columns: Any) -> list[float | None]:
         """The reward of each response, None where it could not be computed; logs their means and parts.
@@ -98,8 +79,8 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         results = self.reward(rows)
         failed = [result for result in results if isinstance(result, RecordError)]
         step = self.state.global_step + 1
-        if self._no_answer:
-            raise JobError(f"step {step}: rewards cannot be had: {self._no_answer}")
+        if self.reward.lost:
+            raise JobError(f"step {step}: rewards cannot be had: {self.reward.lost}")
         if len(failed) == len(rows):
             raise JobError(f"step {step}: none of {len(rows)} rewards could be computed; the first: {failed[0]}")
         if failed:

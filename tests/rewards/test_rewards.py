@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from src.errors import RecordError
+from src.errors import JobError, RecordError
 from src.rewards.rewards import Reward, RewardResult, RewardRow
 
 ROWS = json.loads(Path("tests/fixtures/metrics/rewards.json").read_text())["rows"]
@@ -85,6 +85,27 @@ def test_what_cannot_be_computed_is_an_error_and_never_zero():
         assert isinstance(result, RecordError)
         assert result.kind == "no_score"
     assert Reward()([]) == []
+
+
+def test_a_scorer_that_answers_nothing_is_lost_and_one_that_answers_something_is_not():
+    rows = [RewardRow(kind="open_ended", response=GOOD.format(text), reference="piers") for text in ("sea", "port")]
+    some = Reward(scorer=lambda _: [JobError("busy"), [1.0, 0.0]])
+    assert [type(one) for one in some(rows)] == [RecordError, RewardResult]
+    assert some.lost is None
+    refused = Reward(scorer=lambda _: [RecordError("too_large", "picture")] * 2)
+    assert all(isinstance(one, RecordError) for one in refused(rows))
+    assert refused.lost is None, "rows were refused by a scorer that is there"
+
+    def gone(items):
+        raise JobError("no server")
+
+    for scorer in (gone, lambda items: [JobError("no server")] * len(items)):
+        lost = Reward(scorer=scorer)
+        assert all("no server" in str(one) for one in lost(rows))
+        assert str(lost.lost) == "no server"
+
+
+def test_wrong_settings_are_refused_by_name():
     for wrong in ({"format_weight": 1.5}, {"compat": "old"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Reward(**wrong)
