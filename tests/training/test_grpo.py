@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from python_script import train_grpo
 from src.config import load_config
@@ -123,6 +125,34 @@ def test_a_run_goes_on_where_it_stopped(run, data, tmp_path, monkeypatch):
     train(config_of(data, tmp_path, load_path="last"), rewarded_by_length.scorer)
     for name in ("reward", "loss", "completions/mean_length"):
         assert logged(tmp_path, name) == pytest.approx(logged(whole, name), abs=1e-4), name
+
+
+def test_adapters_near_the_model_that_it_was_go_on_where_they_stopped_and_are_merged(data, tmp_path, monkeypatch):
+    rewarded_by_length(monkeypatch)
+
+    def scorer(items):
+        return [[len(texts[0]) / 10, 3.0] for _, _, texts in items]
+
+    keys = {"model.lora_rank": 2, "model.train_vision_tower": False, "model.train_merger": False,
+            "policy.kl_coef": 0.1, "reward.default": "open_ended", "optimizer.learning_rate": 1e-2, "model.save_dtype": "float32"}  # fmt: skip
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train(config_of(data, whole, **keys), scorer)
+    kl = logged(whole, "kl")
+    assert kl[0] == pytest.approx(0, abs=1e-6), "as it was, before the first step"
+    assert kl[2] > 1e-6
+    assert (whole / "checkpoint-2/adapter_model.safetensors").is_file()
+    assert not (whole / "final/adapter_model.safetensors").exists()
+    before, after = (
+        load_file(path / "model.safetensors") for path in (Path(locate("assets/nano/base")), whole / "final")
+    )
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name].float())}
+    assert changed
+    assert all("language_model" in name or name.startswith("model.layers") for name in changed), changed
+    again.mkdir()
+    (again / "checkpoint-2").symlink_to(whole / "checkpoint-2")
+    train(config_of(data, again, load_path="last", **keys), scorer)
+    for name in ("reward", "loss", "kl"):
+        assert logged(again, name) == pytest.approx(logged(whole, name), abs=1e-4), name
 
 
 def test_a_reward_that_cannot_be_had_is_left_out_and_counted(data, tmp_path, monkeypatch):
