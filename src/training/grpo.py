@@ -55,8 +55,8 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         self.prompts, self.reward = prompts, reward
         self.masked: Counter[str] = Counter()  # rewards that could not be computed, by kind of error
         super().__init__(model, self._rewards, args, train_dataset=prompts.table(), **kwargs)
-        # Without its new adapters the model is what it was: the reference needs no copy of them, and where there is one,
-        # transformers brings back that alone from a checkpoint.
+        # Without its new adapters the model is what it was: the reference needs no copy of them, and where there is
+        # one, transformers brings back that alone from a checkpoint.
         if "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")
         self.prepare(model)

@@ -133,8 +133,11 @@ def test_adapters_near_the_model_that_it_was_go_on_where_they_stopped_and_are_me
     def scorer(items):
         return [[len(texts[0]) / 10, 3.0] for _, _, texts in items]
 
-    keys = {"model.lora_rank": 2, "model.train_vision_tower": False, "model.train_merger": False,
-            "policy.kl_coef": 0.1, "reward.default": "open_ended", "optimizer.learning_rate": 1e-2, "model.save_dtype": "float32"}  # fmt: skip
+    keys = {
+        "model.lora_rank": 2, "model.train_vision_tower": False, "model.train_merger": False,
+        "model.save_dtype": "float32", "policy.kl_coef": 0.1, "reward.default": "open_ended",
+        "optimizer.learning_rate": 1e-2,
+    }  # fmt: skip
     whole, again = tmp_path / "whole", tmp_path / "again"
     train(config_of(data, whole, **keys), scorer)
     kl = logged(whole, "kl")
