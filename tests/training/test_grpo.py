@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from python_script import train_grpo
 from src.config import load_config
@@ -44,6 +46,16 @@ def test_the_kind_of_a_record_decides_its_reward():
     assert found == ["open_ended", "iou", "math", "math"]
     with pytest.raises(JobError, match="'x' is not one of em, iou"):
         reward_of("wrong", rewards)
+
+
+@pytest.mark.parametrize("name", ["grpo", "vlm_sft"])
+def test_the_longest_answers_about_scenes_may_be_given_in_full(name):
+    config = OmegaConf.load(ROOT / f"config/nano/{name}.yaml")
+    limits = [config[part].max_new_tokens for part in ("rollout", "evaluation") if part in config]
+    tokenizer = AutoTokenizer.from_pretrained(locate("assets/nano/vlm-r1"))
+    told = scene_conversations(scene_seeds(3, 200), ("grounding", "caption"), 2, 56, thinking=name == "grpo")
+    lengths = [len(tokenizer(conversation["turns"][-1][2])["input_ids"]) for conversation in told]
+    assert min(limits) > max(lengths) > 96, "six boxes"
 
 
 @pytest.fixture(scope="module")
