@@ -23,22 +23,30 @@ def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
 
     Args:
         runs: by name the log history of each (``history.json`` of ``train_grpo.py``). Of several, such as seeds, lines
-            are means, and bands go from the lowest to the highest.
+            are means, and bands go from the lowest to the highest. A step has few prompts, and what they are worth
+            differs more than training changes it: each run is told as its moving mean over a tenth of its log lines.
     """
     values: dict[tuple[str, int], list[float]] = defaultdict(list)
+    width = 1
     for history in runs.values():
+        told: dict[str, list[tuple[int, float]]] = defaultdict(list)
         for entry in history:
             for name, value in entry.items():
                 what = ALL if name == "reward" else name.removeprefix("reward_")
                 if what in _COLOURS and value is not None and name in ("reward", what, f"reward_{what}"):
-                    values[what, entry["step"]].append(value)
+                    told[what].append((entry["step"], value))
+        width = max(1, len(told[ALL]) // 10)
+        for what, found in told.items():
+            for (step, _), mean in zip(found, _moving_mean([value for _, value in found], width), strict=True):
+                values[what, step].append(mean)
     points = [
         {"what": what, "step": step, "value": sum(found) / len(found), "low": min(found), "high": max(found)}
         for (what, step), found in values.items()
     ]
     shown = [what for what in _COLOURS if any(point["what"] == what for point in points)]
     scale = alt.Scale(domain=shown, range=[_COLOURS[what] for what in shown])
-    title = "Mean reward by step" + (f", {len(runs)} runs (band: lowest to highest)" if len(runs) > 1 else "")
+    title = "Mean reward by step" + (f", moving mean over {width} log lines" if width > 1 else "")
+    title += f", {len(runs)} runs (band: lowest to highest)" if len(runs) > 1 else ""
     y = alt.Scale(domain=[0, 1])
     base = alt.Chart(alt.Data(values=points), title=title, width=520, height=260).encode(
         x=alt.X("step:Q", title="optimizer step"),
@@ -51,8 +59,16 @@ def reward_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     return base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title="mean reward", scale=y), y2="high:Q") + lines
 
 
+def _moving_mean(values: Sequence[float], width: int) -> list[float]:
+    """Means over ``width`` values around each, or as many of them as there are at the ends."""
+    before, after = (width - 1) // 2, width // 2
+    parts = [values[max(0, at - before) : at + after + 1] for at in range(len(values))]
+    return [sum(part) / len(part) for part in parts]
+
+
 def held_out_change(runs: Mapping[str, Mapping[str, float]]) -> Any | None:
-    """Chart of held-out accuracy by kind of question, a dot a run before and after; None without both.
+    """Chart of held-out answers before and after, a dot a run: how many are right, by kind of question, how many
+    well-formed, and their mean reward; None without both.
 
     Args:
         runs: by name the ``metrics.json`` of each.
@@ -64,15 +80,21 @@ def held_out_change(runs: Mapping[str, Mapping[str, float]]) -> Any | None:
         for name, value in metrics.items()
         for prefix, when in names.items()
         if (rest := name.removeprefix(prefix)) != name
-        and (rest == "format" or rest.startswith("accuracy"))
+        and (rest in ("format", "reward") or rest.startswith("accuracy"))
         and rest != "accuracy_caption"  # right in many words, a caption hardly ever equals its reference
     ]
     if {point["when"] for point in points} != {_BEFORE, _AFTER}:
         return None
     last = {point["kind"]: point["value"] for point in points if point["when"] == _AFTER}
-    order = ["all", *sorted(last.keys() - {"all", "format"}, key=lambda kind: -last[kind]), "format"]
+    order = ["all", *sorted(last.keys() - {"all", "format", "reward"}, key=lambda kind: -last[kind])]
+    order += ["format", "reward"]
     base = alt.Chart(alt.Data(values=points), title="Held-out answers before and after").encode(
-        x=alt.X("value:Q", title="right, or well-formed", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+        x=alt.X(
+            "value:Q",
+            title="right; well-formed; mean reward",
+            axis=alt.Axis(format="%"),
+            scale=alt.Scale(domain=[0, 1]),
+        ),
         y=alt.Y("kind:N", sort=order, title=None, axis=alt.Axis(ticks=False, labelPadding=8)),
         tooltip=["run:N", "kind:N", "when:N", alt.Tooltip("value:Q", format=".1%")],
     )

@@ -16,7 +16,7 @@ from src.dataset.collate import PairEncoder
 from src.errors import JobError, RecordError
 from src.rewards.rewards import PairScorer, Reward, RewardResult, RewardRow, read_response
 from src.training.grpo_config import GrpoConfig
-from src.training.grpo_data import Prompts, SeparateBatches, ask_in_format
+from src.training.grpo_data import Prompts, SeparateBatches, ask_in_format, reward_row
 from src.training.run import resume_point, set_up_wandb, training_arguments, write_outcome
 from src.training.vlm import HeldOutTrainer
 from src.training.vlm_config import Answering, make_trainable, trained_parts
@@ -98,9 +98,19 @@ class GrpoTrainer(HeldOutTrainer, GRPOTrainer):
         return [result.overall if isinstance(result, RewardResult) else None for result in results]
 
     def _judged(self, found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Each with ``format``, 1 or 0, and ``reward``, None where it could not be computed."""
+        assert self.held_out is not None
+        data, rewards = self.held_out.data, self.prompts.rewards
+        said = [(data.table[one["row"]], one["prediction"]) for one in found]
+        rows = [reward_row(row, row["turns"], rewards, data.root, text) for row, text in said]
+        results = self.reward(rows)
+        if failed := [result for result in results if isinstance(result, RecordError)]:
+            _log.warning("%d of %d held-out rewards are left out; the first: %s", len(failed), len(rows), failed[0])
         return [
-            {**one, "format": float(read_response(one["prediction"]) is not None)} for one in super()._judged(found)
-        ]
+            {**one, "format": float(read_response(one["prediction"]) is not None),
+             "reward": result.overall if isinstance(result, RewardResult) else None}
+            for one, result in zip(super()._judged(found), results, strict=True)
+        ]  # fmt: skip
 
 
 def _means(rows: Sequence[RewardRow], results: Sequence[RewardResult | RecordError]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from src.chat import IMAGE, prompt_messages
 from src.dataset.images import open_image
 from src.errors import JobError
 from src.rewards.answers import final_answer
-from src.rewards.rewards import REWARDS
+from src.rewards.rewards import REWARDS, RewardRow
 from src.training.grpo_config import Rewards
 from src.training.vlm_data import Conversations
 
@@ -89,17 +89,34 @@ class Prompts:
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _row(self, row: Mapping[str, Any], answer: int) -> dict[str, Any]:
-        *asked, last = thinking_turns(row, answer, self.system)
-        root = self.data.root
+        turns, root = thinking_turns(row, answer, self.system), self.data.root
+        told = reward_row(row, turns, self.rewards, root)
         return {
-            "prompt": prompt_messages(asked, [open_image(image, root) for image in row["images"]]),
+            "prompt": prompt_messages(turns[:-1], [open_image(image, root) for image in row["images"]]),
             "id": row["id"],
             "kind": row["kind"] or "",
-            "reward": reward_of(row["kind"] or "", self.rewards),
-            "reference": final_answer(last["content"]),
-            "question": asked[-1]["content"].replace(IMAGE, "").strip(),
-            "sources": [_located(image, root) for image in row["images"]],
+            "reward": told.kind,
+            "reference": told.reference,
+            "question": told.question,
+            "sources": list(told.images),
         }
+
+
+def reward_row(
+    row: Mapping[str, Any], turns: Sequence[Mapping[str, str]], rewards: Rewards, root: Path, response: str = ""
+) -> RewardRow:
+    """What a response to a row of ``vlm_data.SCHEMA`` is measured by: the last of its turns, less any reasoning.
+
+    Args:
+        root: what its images are relative to.
+    """
+    return RewardRow(
+        kind=reward_of(row["kind"] or "", rewards),
+        response=response,
+        reference=final_answer(turns[-1]["content"]),
+        question=turns[-2]["content"].replace(IMAGE, "").strip(),
+        images=tuple(_located(image, root) for image in row["images"]),
+    )
 
 
 def _located(image: Mapping[str, Any], root: Path) -> dict[str, Any]:

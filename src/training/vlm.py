@@ -254,18 +254,23 @@ def judge(prediction: str, references: Sequence[str]) -> dict[str, Any]:
 
 
 def accuracies(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means over all records of ``correct``, and of ``format`` where they have it; by ``kind`` of ``correct``, and of
-    kinds with boxes the hits over all true boxes."""
+    """Means of ``correct``, and of ``format`` and ``reward`` where they are told; by ``kind`` of ``correct`` and
+    ``reward``, and of kinds with boxes the hits over all true boxes."""
     by_kind: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         by_kind[record["kind"]].append(record)
     metrics = {"accuracy": sum(record["correct"] for record in records) / max(1, len(records))}
-    if formats := [record["format"] for record in records if "format" in record]:
-        metrics["format"] = sum(formats) / len(formats)
+    metrics |= _mean(records, "format") | _mean(records, "reward")
     for kind, members in sorted(by_kind.items()):
         if kind:
             metrics[f"accuracy_{kind}"] = sum(record["correct"] for record in members) / len(members)
+            metrics |= {f"{name}_{kind}": mean for name, mean in _mean(members, "reward").items()}
         if boxes := sum(record.get("boxes", 0) for record in members):
             name = f"precision_{kind}" if kind else "precision"
             metrics[name] = sum(record.get("hits", 0) for record in members) / boxes
     return metrics
+
+
+def _mean(records: Sequence[Mapping[str, Any]], name: str) -> dict[str, float]:
+    values = [record[name] for record in records if record.get(name) is not None]
+    return {name: sum(values) / len(values)} if values else {}

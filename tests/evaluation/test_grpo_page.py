@@ -18,6 +18,7 @@ def history(shift: float) -> list[dict[str, float]]:
 
 METRICS = {
     "before_accuracy": 0.3, "eval_accuracy": 0.5, "before_accuracy_count": 0.2, "eval_accuracy_count": 0.6,
+    "before_reward": 0.5, "eval_reward": 0.6,
     "before_format": 0.7, "eval_format": 1.0, "first_reward": 0.1, "eval_accuracy_caption": 0.0,
 }  # fmt: skip
 
@@ -32,12 +33,21 @@ def test_lines_of_several_runs_are_means_and_their_band_goes_from_lowest_to_high
     assert "layer" not in reward_curves({"a": history(0.0)}).to_dict()
 
 
+def test_a_run_is_told_as_its_moving_mean():
+    lines = [{"step": step, "reward": float(step % 2)} for step in range(1, 41)]
+    chart = reward_curves({"a": lines}).to_dict()
+    values = {point["step"]: point["value"] for point in chart["data"]["values"]}
+    assert {values[step] for step in range(2, 39)} == {0.5}, "4 of 40 lines"
+    assert values[1] == pytest.approx(2 / 3)  # what there is of them
+    assert "moving mean over 4 log lines" in json.dumps(chart)
+
+
 def test_held_out_accuracy_is_shown_by_kind_before_and_after():
     chart = held_out_change({"a": METRICS, "b": METRICS}).to_dict()
     points = [point for layer in chart["layer"] for point in layer.get("data", chart.get("data"))["values"]]
     told = {(point["run"], point["kind"], point["when"]): point["value"] for point in points}
     assert (told["a", "count", "before"], told["b", "count", "after"]) == (0.2, 0.6)
-    assert {kind for _, kind, _ in told} == {"all", "count", "format"}
+    assert {kind for _, kind, _ in told} == {"all", "count", "format", "reward"}
     assert held_out_change({"a": {"eval_accuracy": 0.4}}) is None
 
 

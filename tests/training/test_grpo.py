@@ -1,6 +1,9 @@
 """Reinforcement of Qwen2-VL: batches, rewards that are left out, and small real runs with and without images."""
 
 import json
+import os
+import socket
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -116,10 +119,11 @@ def test_a_run_rewards_all_kinds_and_tells_held_out_answers(run, data):
     assert {"before_accuracy", "before_format", "eval_accuracy", "eval_accuracy_grounding", "eval_precision_grounding",
             "first_reward", "last_reward"} <= set(metrics)  # fmt: skip
     assert "eval_loss" not in metrics
+    assert {"before_reward", "eval_reward", "eval_reward_caption"} <= set(metrics)
     names = {name for entry in json.loads((out / "history.json").read_text()) for name in entry}
     assert {"reward_em", "accuracy_em", "format", "masked", "unparsed"} <= names
     assert logged(out, "masked") == [0, 0, 0]
-    assert len(asked) >= 4
+    assert len(asked) >= 4 + 2, "of a group, and of held-out captions before and after"
     for question, images, (answer, reference) in asked:
         assert "<image>" not in question
         assert Path(images[0]["path"]).is_file()
@@ -127,6 +131,9 @@ def test_a_run_rewards_all_kinds_and_tells_held_out_answers(run, data):
         assert reference.strip()
     told = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert {record["kind"] for record in told} == {"caption", "count", "grounding"}
+    rewards = [record["reward"] for record in told]
+    assert metrics["eval_reward"] == pytest.approx(np.mean(rewards))
+    assert all(0 <= reward <= 1 for reward in rewards)
     assert (out / "final" / "model.safetensors").is_file()
 
 
@@ -206,3 +213,31 @@ def test_what_cannot_be_trained_is_refused_before_a_model_is_loaded(data, tmp_pa
         train(config_of(data, tmp_path))
     with pytest.raises(JobError, match=r"batch sizes: .*divisible"):
         train(config_of(data, tmp_path, **{"rollout.num_generations": 3}))
+
+
+def test_the_script_teaches_the_format_serves_the_scorer_and_reinforces(tmp_path):
+    """Unedited, at few steps, from a model whose responses are rewarded."""
+    env = os.environ | {
+        "START_PATH": locate("assets/nano/vlm-r1"),
+        "COLD_SCENES": "16",
+        "COLD_STEPS": "1",
+        "SCENES": "40",
+    }
+    for name in ("MODEL_PATH", "DATA_PATH", "EVAL_PATH", "REWARD_URL", "REWARD_API_KEY", "SCORER_PATH", "OUTPUT_DIR"):
+        env.pop(name, None)
+    keys = ("run_duration=2", "device_train_batch_size=32", "rollout.num_generations=4", "evaluation.limit=7",
+            "evaluation.before_training=false", "console_log_interval=1", "optimizer.learning_rate=1e-5")  # fmt: skip
+    command = ["bash", ROOT / "script/train_grpo_small.sh", *keys]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "output/grpo"
+    assert len(logged(out, "reward")) == 2
+    assert min(logged(out, "reward")) > 0.3, "the format is kept"
+    for kind in ("em", "iou", "open_ended"):
+        assert logged(out, f"reward_{kind}"), kind
+    assert (out / "final/model.safetensors").is_file()
+    assert (out / "rewards.png").is_file()
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 7
+    url = OmegaConf.load(out / "config.yaml").reward.server_url
+    with pytest.raises(OSError, match="refused"):  # the server has ended with the script
+        socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), 5)
