@@ -195,6 +195,7 @@ def test_no_more_of_a_body_is_read_than_the_limit(tiny_scorer, declared):
 
 
 def test_images_are_measured_before_they_are_decoded(tiny_scorer, monkeypatch):
+    """Defect 114: an image could be of any size."""
     monkeypatch.setattr(PairEncoder, "image", lambda *_: pytest.fail("it is too large to be decoded"))
     body = {"images": [png(2000, 2000 - k) for k in range(3)], "texts": ["a"]}
 
@@ -304,6 +305,7 @@ def test_a_request_that_takes_too_long_is_told_so_and_not_run_for_nothing(tiny_s
 
 
 def test_the_loop_is_free_while_the_model_works_and_images_are_decoded(tiny_scorer, monkeypatch):
+    """Defect 113: the model was called inside the handler."""
     Slow(monkeypatch, 0.4)
     original = PairEncoder.image
     monkeypatch.setattr(PairEncoder, "image", lambda self, source: time.sleep(0.3) or original(self, source))
@@ -389,6 +391,7 @@ def test_what_was_accepted_is_answered_at_the_end(tiny_scorer, monkeypatch):
 
 
 def test_the_key(tiny_scorer):
+    """Defect 114: anyone could ask."""
     async def run(http):
         found = []
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):

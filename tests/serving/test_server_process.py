@@ -70,6 +70,7 @@ def test_a_wrong_variable_ends_the_process_with_one_sentence(monkeypatch, capsys
 
 
 def test_both_clients_get_the_scores_of_the_scorer(server, tiny_scorer):
+    """Defect 18: they were on another scale."""
     asked = [Asked([IMAGES[name]], "Who?", ["a", f"b {name}"]) for name in IMAGES] * 3
     right = [tiny_scorer.score_candidates(item.images, item.question, item.texts) for item in asked]
     with RewardClient(server.url, connections=8) as client:

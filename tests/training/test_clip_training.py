@@ -250,6 +250,7 @@ def test_a_run_goes_on_where_it_stopped_and_its_model_loads(scenes, one, tmp_pat
 
 @pytest.mark.slow
 def test_the_script_trains_and_the_best_checkpoint_is_chosen_by_zero_shot_accuracy(scenes, tmp_path):
+    """Defect 51: lines broken by comments left it without images, table and model."""
     for seed in range(12):
         scene = make_scene(seed, size=48)
         (folder := tmp_path / "val" / "scenes_Image" / scene.facts.kind).mkdir(parents=True, exist_ok=True)
