@@ -392,6 +392,7 @@ def test_what_was_accepted_is_answered_at_the_end(tiny_scorer, monkeypatch):
 
 def test_the_key(tiny_scorer):
     """Defect 114: anyone could ask."""
+
     async def run(http):
         found = []
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
