@@ -8,7 +8,7 @@
 #   MODEL_PATH     a Qwen2-VL that knows the thinking format already: no cold start
 #   START_PATH     what the cold start begins from (default assets/nano/vlm)
 #   SCENES         made scenes to reinforce on (default 2000)
-#   COLD_SCENES    made scenes of the cold start (default 4000), COLD_STEPS its steps (default 500)
+#   COLD_SCENES    made scenes of the cold start (default 2000), COLD_STEPS its steps (default 80)
 #   REWARD_URL     a score server that runs already; REWARD_API_KEY its key. Else one is started, and ended with the script
 #   SCORER_PATH    score model of the server that is started (default assets/nano/scorer)
 #   DATA_PATH      conversations to reinforce on, and EVAL_PATH held-out ones, instead of made scenes
@@ -21,8 +21,9 @@ source "$SCORERS_ROOT/script/score_server.sh"
 programs="$SCORERS_ROOT/python_script"
 
 # ---- scenes -----------------------------------------------------------------------------------------------------------
-# Groups of equal rewards teach nothing: no kinds that a cold start answers always (relation, scene) or by chance (yes_no).
-made_data reinforce --scenes "${SCENES:-2000}" --seed 24 --kinds grounding grounding count colour caption
+# Numbers and colours most often: where half of the kinds are answered by chance, as yes or no are, all become such answers.
+made_data reinforce --scenes "${SCENES:-2000}" --seed 24 \
+    --kinds count count count colour colour yes_no relation scene grounding caption
 made_data held_out --scenes 840 --seed 22
 
 # ---- cold start -------------------------------------------------------------------------------------------------------
@@ -31,10 +32,10 @@ if [[ -z "${MODEL_PATH:-}" ]]; then
     start="${START_PATH:-$SCORERS_ROOT/assets/nano/vlm}"
     # metrics.json is what a training writes last: a model without it may be half written.
     if [[ ! -f output/vlm_thinking/metrics.json ]]; then
-        made_data thinking --scenes "${COLD_SCENES:-4000}" --seed 23 --questions 3 --thinking
+        made_data thinking --scenes "${COLD_SCENES:-2000}" --seed 23 --questions 3 --thinking
         launch "$programs/train_vlm.py" "$SCORERS_ROOT/config/nano/vlm_sft.yaml" model.model_name="$start" \
-            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-500}" \
-            optimizer.learning_rate=1.5e-3 save_folder=output/vlm_thinking save_overwrite=true
+            data.path="$VLM_DATA/thinking/chats.jsonl" run_strategy=step run_duration="${COLD_STEPS:-80}" \
+            optimizer.learning_rate=1e-3 save_folder=output/vlm_thinking save_overwrite=true
     fi
 fi
 

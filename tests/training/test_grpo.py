@@ -77,7 +77,8 @@ def data(tmp_path_factory) -> Path:
 
 def config_of(data: Path, out: Path, **keys: object) -> GrpoConfig:
     settings = {
-        "model.model_name": locate("assets/nano/base"), "data.path": data / "train.jsonl",
+        "model.model_name": locate("assets/nano/base"), "model.lora_rank": 0, "model.train_merger": True,
+        "model.train_vision_tower": True, "optimizer.learning_rate": 1e-4, "data.path": data / "train.jsonl",
         "data.cache_dir": data / "cache", "save_folder": out,
         "precision": "fp32", "run_duration": 3, "device_train_batch_size": 4,
         "gradient_accumulation_steps": 2, "rollout.num_generations": 4, "rollout.max_new_tokens": 6,
@@ -221,7 +222,7 @@ def test_the_script_teaches_the_format_serves_the_scorer_and_reinforces(tmp_path
         "START_PATH": locate("assets/nano/vlm-r1"),
         "COLD_SCENES": "16",
         "COLD_STEPS": "1",
-        "SCENES": "40",
+        "SCENES": "20",
     }
     for name in ("MODEL_PATH", "DATA_PATH", "EVAL_PATH", "REWARD_URL", "REWARD_API_KEY", "SCORER_PATH", "OUTPUT_DIR"):
         env.pop(name, None)
