@@ -76,10 +76,12 @@ class HeldOutTrainer(ShardedTrainer):
             if self.tells_loss:
                 sums += torch.stack(self._loss(self.held_out, own or rows[:1])).double() * bool(own)
             said = self._answers(self.held_out, rows)
-            told = zip(rows, said, mine, strict=True)
-            found += [{"row": row, "prediction": text} for row, text, is_own in told if is_own]
+            found += [
+                {"row": row, "prediction": text} for row, text, is_own in zip(rows, said, mine, strict=True) if is_own
+            ]
         total, tokens = self.accelerator.reduce(sums, "sum").tolist()
-        records = self._judged(sorted(gather_object(found), key=lambda one: one["row"]))
+        told = zip((one["row"] for one in found), self._judged(found), strict=True)
+        records = [record for _, record in sorted(gather_object(list(told)), key=lambda one: one[0])]
         loss = {"loss": total / max(1.0, tokens)} if self.tells_loss else {}
         metrics = {**loss, **accuracies(records)}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
